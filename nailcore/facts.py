@@ -1,0 +1,204 @@
+"""The facts: everything measured, as JSON models bound to an artefact's hash; the report reads only these."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nailcore.artifact import Artifact
+from nailcore.errors import ArtifactError
+from nailcore.storage import write_text
+
+
+class Fact(BaseModel):
+    """Base of all facts: frozen, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Machine(Fact):
+    """The machine a fact was measured on."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    system: str  # e.g. "Linux 6.1 x86_64"
+    python: str
+
+
+class ImageSet(Fact):
+    """The photographs a fact was measured on, named by content."""
+
+    name: str  # "nails_cc0 held-out", "embedded synthetic hands"
+    sha256: str  # over the sorted (file name, image hash, mask hash) lines
+    count: int
+    synthetic: bool
+
+
+class ArtifactRef(Fact):
+    """Which file a fact speaks of. A fact never outlives this hash."""
+
+    variant: str
+    kind: str
+    recipe: str
+    file: str
+    sha256: str
+    size_bytes: int
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> ArtifactRef:
+        """The reference of an artefact."""
+        return cls(**artifact.model_dump(include=set(cls.model_fields)))
+
+    @property
+    def label(self) -> str:
+        """Short identity, e.g. ``nail55-480 tfjs fp16``."""
+        return f"{self.variant} {self.kind} {self.recipe}"
+
+
+class Interval(Fact):
+    """A figure with its 95 % bootstrap interval over images."""
+
+    value: float
+    low: float
+    high: float
+
+
+class OutputParity(Fact):
+    """One named output against the torch reference, over all images."""
+
+    name: str
+    max_abs: float
+    psnr_db: float | None  # None: identical
+    cosine: float | None
+
+
+class Limits(Fact):
+    """What an artefact must keep; None: not judged by this figure."""
+
+    max_abs: float | None
+    flipped_permille: float
+    reason: str
+
+
+class Check(Fact):
+    """One structural check of a file that is not executed."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class ParityResult(Fact):
+    """Does this file still compute what the trained network computes?"""
+
+    artifact: ArtifactRef
+    status: Literal["passed", "failed", "not executed"]
+    runtime: str
+    versions: dict[str, str]
+    machine: Machine
+    images: ImageSet
+    limits: Limits
+    outputs: list[OutputParity] = []
+    # Over all pixels of all images, at the logits' resolution: argmax(fgbg) differs from torch's.
+    flipped_permille: float | None = None
+    worst_image_flipped_permille: float | None = None
+    worst_image: str | None = None
+    mask_iou: float | None = None  # nail mask against the reference's nail mask, pooled
+    checks: list[Check] = []
+    failures: list[str] = []  # one sentence each: output, figure, limit
+    note: str = ""  # why it was not executed
+    measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class ImageAccuracy(Fact):
+    """One held-out image: its confusion counts in pixels and figures derived from them."""
+
+    name: str
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+    nail_iou: float | None  # None: no nail annotated and none predicted
+    overlay: str | None = None  # file name of a JPEG beside the facts file
+
+
+class AccuracyResult(Fact):
+    """Segmentation accuracy of a variant's weights on an image set, at the original image size."""
+
+    variant: str
+    weights: str
+    weights_sha256: str
+    runtime: str
+    versions: dict[str, str]
+    machine: Machine
+    images: ImageSet
+    output_stride: int
+    miou: Interval  # mean of nail and background IoU, 0..1
+    nail_iou: Interval
+    boundary_f: Interval  # 2 px tolerance with the image scaled to a 480 px long side
+    per_image: list[ImageAccuracy]
+    measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class Measurement(Fact):
+    """Latency of one artefact on one device; samples are raw and complete."""
+
+    artifact: ArtifactRef
+    device: str  # "cpu", "chromium"
+    runtime: str  # e.g. "onnxruntime CPU", "tfjs wasm"
+    versions: dict[str, str]
+    machine: Machine
+    settings: dict[str, str]  # threads, spinning, simd, isolation, ...
+    software_gpu: bool = False  # never ranked as a GPU
+    warmup: int  # runs before the first sample of each round
+    rounds: int
+    wall_ms: list[float]
+    cpu_ms: list[float]  # of the process (and its children) that runs the model; aligned with cpu_batches
+    cpu_batch: int = 1  # inferences per CPU sample: process clocks may be coarse
+    load_ms: float  # open the file, until ready for the first inference
+    first_ms: float  # the first inference
+    load_average_before: float
+    load_average_after: float
+    median_wall_ms: float
+    p90_wall_ms: float
+    median_cpu_ms: float
+    p90_cpu_ms: float
+    invalid: list[str] = []  # reasons this row must not be ranked: drift, too few samples, ...
+    measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class Skipped(Fact):
+    """Something a command could have measured here and did not."""
+
+    what: str
+    reason: str
+    remedy: str
+
+
+FactT = TypeVar("FactT", bound=Fact)
+
+
+def write_fact(path: Path, fact: Fact) -> None:
+    """Write one fact as JSON, atomically."""
+    write_text(path, fact.model_dump_json(indent=1) + "\n")
+
+
+def read_fact(path: Path, kind: type[FactT]) -> FactT:
+    """Read one fact.
+
+    Raises:
+        ArtifactError: missing, damaged, or another kind of fact.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such {kind.__name__}.") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"{path}: not a readable {kind.__name__}: {error}",
+            hint="Delete it; the command that wrote it will measure again.",
+        ) from error
