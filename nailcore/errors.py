@@ -2,8 +2,8 @@
 
 NailtoolError              exit code 2   the input or the request is wrong
 ├── UnknownNameError       exit code 2   a variant, target, device, recipe or split that does not exist
-├── DataError              exit code 2   a data folder, image or mask is missing, unreadable or inconsistent
-├── WeightsError           exit code 2   a weights or checkpoint file is missing, damaged or of another network
+├── DataError              exit code 2   a data folder, image or mask is missing or damaged
+├── WeightsError           exit code 2   a weights file is missing, damaged or of another network
 ├── ArtifactError          exit code 2   a built file or its manifest is missing, damaged or changed
 ├── ConversionError        exit code 2   a converter failed, or did not keep what it was given
 ├── MissingToolError       exit code 3   this machine lacks something (a browser, an extra, disk space)
@@ -48,9 +48,7 @@ class UnknownNameError(NailtoolError):
         names = sorted(known)
         near = difflib.get_close_matches(found, names, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(near)}?" if near else ""
-        super().__init__(
-            f"Unknown {what} '{found}'; known: {', '.join(names) or 'none'}.", hint=hint
-        )
+        super().__init__(f"Unknown {what} '{found}'; known: {', '.join(names) or 'none'}.", hint=hint)
 
 
 class DataError(NailtoolError):

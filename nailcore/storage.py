@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,9 +28,7 @@ def list_files(path: Path) -> list[Path]:
     """All files below a folder (or the file itself), sorted by POSIX relative path."""
     if path.is_file():
         return [path]
-    return sorted(
-        (p for p in path.rglob("*") if p.is_file()), key=lambda p: p.relative_to(path).as_posix()
-    )
+    return sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.relative_to(path).as_posix())
 
 
 def hash_path(path: Path) -> str:
@@ -86,8 +83,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield scratch
             if path.is_dir() and scratch.exists():
                 # A folder cannot be renamed over a non-empty one: move the old aside first.
-                os.replace(path, scratch_dir / ".old")
-            os.replace(scratch, path)
+                path.replace(scratch_dir / ".old")
+            scratch.replace(path)
     finally:
         shutil.rmtree(scratch_dir, ignore_errors=True)
 

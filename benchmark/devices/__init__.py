@@ -1,0 +1,1 @@
+"""What is measured on, one module per device kind."""

@@ -1,0 +1,1 @@
+"""The offline HTML report: a pure function of facts."""

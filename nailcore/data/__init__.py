@@ -1,0 +1,1 @@
+"""Data: folders of labelled photographs, their fixed splits, augmentation, and rendered hands."""

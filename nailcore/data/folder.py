@@ -1,0 +1,215 @@
+"""A data folder: ``images/`` and ``masks/`` with equal stems, an optional ``dataset.json`` and split."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nailcore.errors import DataError
+from nailcore.facts import ImageSet
+from nailcore.storage import hash_file
+
+Label = Literal["mask", "finger", "direction"]
+Split = Literal["train", "held-out", "all"]
+SPLITS_DIR = Path(__file__).parent / "splits"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class NailRecord(BaseModel):
+    """One nail: its class and the points its direction runs between, in image pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    finger: str | None  # one of nailcore.variant.FINGER_CLASSES, None: unknown
+    base: tuple[float, float] | None
+    tip: tuple[float, float] | None
+    area_px: int
+
+
+class ImageRecord(BaseModel):
+    """What one image declares about itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    labels: tuple[Label, ...] = ("mask",)
+    subject: str | None = None
+    nails: tuple[NailRecord, ...] = ()
+
+
+class DatasetCard(BaseModel):
+    """``dataset.json``: who made the images and which labels each carries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    synthetic: bool = False
+    licence: str = "unknown"
+    note: str = ""
+    images: dict[str, ImageRecord] = {}  # by stem; an image not listed carries a mask alone
+
+
+class SplitFile(BaseModel):
+    """A fixed, written split: groups of images that show the same photo shoot stay in one part."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    dataset: str
+    note: str
+    groups: dict[str, tuple[str, ...]]  # group -> stems
+    held_out: tuple[str, ...]  # names of groups
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image on disk."""
+
+    name: str
+    image: Path
+    mask: Path
+    record: ImageRecord
+
+    def load_image(self) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) RGB, EXIF orientation applied; raises DataError naming the file."""
+        return read_image(self.image)
+
+    def load_mask(self) -> npt.NDArray[np.bool_]:
+        """(H, W) nail mask; raises DataError when unreadable or of another size than the image."""
+        import cv2
+
+        raw = cv2.imdecode(np.fromfile(self.mask, dtype=np.uint8), cv2.IMREAD_GRAYSCALE)
+        if raw is None:
+            raise DataError(f"{self.mask}: not a readable mask image.")
+        return np.asarray(raw > 127)
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Decode one photograph to (H, W, 3) RGB uint8 with its EXIF orientation applied.
+
+    Raises:
+        DataError: the file is missing, empty, truncated or no image.
+    """
+    import cv2
+
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+    if image is None:
+        raise DataError(
+            f"{path}: not a readable image ({data.size} bytes).",
+            hint="Remove it from the folder or replace it with a JPEG or PNG.",
+        )
+    return np.asarray(image, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened data folder; samples are sorted by name."""
+
+    root: Path
+    card: DatasetCard
+    samples: tuple[Sample, ...]
+    split: SplitFile | None
+
+    def part(self, which: Split) -> tuple[Sample, ...]:
+        """The samples of one part; a folder without a split is all held-out, never trained on."""
+        if which == "all" or (self.split is None and which == "held-out"):
+            return self.samples
+        if self.split is None:
+            raise DataError(
+                f"{self.root}: has no written split, so nothing in it may be trained on.",
+                hint="Put a split.json into the folder (see docs/data.md) or train on another one.",
+            )
+        held_out = {stem for group in self.split.held_out for stem in self.split.groups[group]}
+        return tuple(s for s in self.samples if (s.name in held_out) == (which == "held-out"))
+
+    def describe(self, which: Split) -> ImageSet:
+        """Name, size and content hash of one part."""
+        samples = self.part(which)
+        digest = hashlib.sha256()
+        for sample in samples:
+            line = f"{sample.name} {hash_file(sample.image)} {hash_file(sample.mask)}\n"
+            digest.update(line.encode())
+        suffix = f" {which}" if self.split is not None else ""
+        return ImageSet(
+            name=self.card.name + suffix,
+            sha256=digest.hexdigest(),
+            count=len(samples),
+            synthetic=self.card.synthetic,
+        )
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def _read_model(path: Path, kind: type[ModelT]) -> ModelT:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a valid {kind.__name__}: {error}") from error
+
+
+def _find_split(root: Path, stems: set[str]) -> SplitFile | None:
+    """A folder's own split.json, or the written split of a known public set with the same stems."""
+    own = root / "split.json"
+    candidates = [own] if own.is_file() else sorted(SPLITS_DIR.glob("*.json"))
+    for path in candidates:
+        split = _read_model(path, SplitFile)
+        named = {stem for group in split.groups.values() for stem in group}
+        if named == stems:
+            return split
+        if path == own:
+            raise DataError(
+                f"{own}: does not name exactly the images of this folder "
+                f"(only in the split: {sorted(named - stems)[:3]}, "
+                f"only in images/: {sorted(stems - named)[:3]})."
+            )
+    return None
+
+
+def open_dataset(root: Path) -> Dataset:
+    """Open a data folder and check that every image has a mask of its own size.
+
+    Raises:
+        DataError: the folder, a mask or an image is missing, unreadable, or of another size.
+    """
+    images_dir, masks_dir = root / "images", root / "masks"
+    for folder in (root, images_dir, masks_dir):
+        if not folder.is_dir():
+            raise DataError(
+                f"{folder}: no such folder.",
+                hint="A data folder holds images/*.jpg and masks/*.png with equal file stems.",
+            )
+    card_path = root / "dataset.json"
+    card = (
+        _read_model(card_path, DatasetCard) if card_path.is_file() else DatasetCard(name=root.resolve().name)
+    )
+    images = sorted(p for p in images_dir.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise DataError(f"{images_dir}: holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+    samples = []
+    for image in images:
+        mask = masks_dir / f"{image.stem}.png"
+        if not mask.is_file():
+            raise DataError(f"{image.name}: has no mask; expected {mask}.")
+        samples.append(Sample(image.stem, image, mask, card.images.get(image.stem, ImageRecord())))
+    stems = [s.name for s in samples]
+    if len(set(stems)) != len(stems):
+        twice = sorted({s for s in stems if stems.count(s) > 1})
+        raise DataError(f"{images_dir}: several images share one stem: {', '.join(twice)}.")
+    for sample in samples:
+        _check_sizes(sample)
+    return Dataset(root, card, tuple(samples), _find_split(root, set(stems)))
+
+
+def _check_sizes(sample: Sample) -> None:
+    image, mask = sample.load_image(), sample.load_mask()
+    if image.shape[:2] != mask.shape:
+        (h, w), (mh, mw) = image.shape[:2], mask.shape
+        raise DataError(
+            f"{sample.image}: is {w}×{h} px but its mask {sample.mask.name} is {mw}×{mh} px.",
+            hint="A mask must cover its image pixel for pixel (after EXIF rotation).",
+        )
