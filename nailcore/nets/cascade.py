@@ -1,0 +1,104 @@
+"""The cascade of the paper: a deep branch on the half-size image, a shallow one on the full image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every reader of torch code expects
+from torch import nn
+
+from nailcore.nets.encoder import as_encoder, build_encoders
+from nailcore.nets.mobilenetv2 import BATCHNORM_EPSILON
+from nailcore.variant import OUTPUTS, Variant
+
+Logits = dict[str, torch.Tensor]
+
+
+def upsample2(x: torch.Tensor) -> torch.Tensor:
+    """Bilinear ×2 with half-pixel centres (corners not aligned): every runtime has this one."""
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+class OutputBranch(nn.Module):
+    """The three predictions of one level: fgbg (2), finger (10), direction (2) logits."""
+
+    def __init__(self, inputs: int, *, refined: bool) -> None:
+        super().__init__()
+        # At the finest level a depthwise 3×3 may sharpen what the bilinear upsampling blurred; it is
+        # the cheapest spatial operator there is (9 MACs per value).
+        self.refine: nn.Module = nn.Identity()
+        if refined:
+            self.refine = nn.Sequential(
+                nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
+                nn.BatchNorm2d(inputs, eps=BATCHNORM_EPSILON),
+                nn.ReLU6(inplace=True),
+            )
+        self.heads = nn.ModuleDict({o.name: nn.Conv2d(inputs, o.channels, 1) for o in OUTPUTS})
+
+    def forward(self, x: torch.Tensor) -> Logits:
+        """(N, C, h, w) -> named logits (N, channels, h, w)."""
+        x = self.refine(x)
+        return {name: head(x) for name, head in self.heads.items()}
+
+
+class Fusion(nn.Module):
+    """The paper's fusion module: F2' = ReLU(BN(conv3×3 dilation 2 (up2(F1))) + BN(conv1×1(F2)))."""
+
+    def __init__(self, inputs_f1: int, inputs_f2: int, width: int) -> None:
+        super().__init__()
+        self.project_f1 = nn.Conv2d(inputs_f1, width, 3, padding=2, dilation=2, bias=False)
+        self.norm_f1 = nn.BatchNorm2d(width, eps=BATCHNORM_EPSILON)
+        self.project_f2 = nn.Conv2d(inputs_f2, width, 1, bias=False)
+        self.norm_f2 = nn.BatchNorm2d(width, eps=BATCHNORM_EPSILON)
+        self.branch = OutputBranch(inputs_f1, refined=False)  # training only
+
+    def forward(self, f1: torch.Tensor, f2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """f1 (N, C1, h, w), f2 (N, C2, 2h, 2w) -> F2' (N, width, 2h, 2w) and the upsampled f1."""
+        upsampled = upsample2(f1)
+        fused = self.norm_f1(self.project_f1(upsampled)) + self.norm_f2(self.project_f2(f2))
+        return F.relu(fused), upsampled
+
+
+class Cascade(nn.Module):
+    """Duke et al. 2019, section 3.2. Input: normalised RGB (N, 3, H, W), H and W multiples of 32.
+
+    Free choices (the paper is silent), until the measured ablation replaces them: fusion width 64,
+    dense F1 convolution, ReLU after the sum, last fused map at H/8, logits at H/4 behind one
+    depthwise 3×3. At 480 px and one thread, width 64 costs about two thirds of the CPU time of
+    width 128 (see the table in docs/network.md); its accuracy stands in the model card.
+    """
+
+    def __init__(self, encoder: str, layers: int, fusion_width: int) -> None:
+        super().__init__()
+        self.high, self.low = build_encoders(encoder, layers)
+        high, low = as_encoder(self.high).channels, as_encoder(self.low).channels
+        self.fusion16 = Fusion(low[16], low[8], fusion_width)  # deep features with low stage 4
+        self.fusion8 = Fusion(fusion_width, high[8], fusion_width)  # ... with high stage 4
+        self.output = OutputBranch(fusion_width, refined=True)
+
+    def _fuse(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        # A 2×2 mean is exactly the half-pixel bilinear resize by one half.
+        low = self.low(F.avg_pool2d(x, 2))
+        high = self.high(x)
+        fused16, up_deep = self.fusion16(low[16], low[8])  # (N, W, H/16, W/16)
+        fused8, up16 = self.fusion8(fused16, high[8])  # (N, W, H/8, W/8)
+        return fused8, up_deep, up16
+
+    def forward(self, x: torch.Tensor) -> Logits:
+        """(N, 3, H, W) -> named logits at H/4."""
+        fused8, _, _ = self._fuse(x)
+        logits: Logits = self.output(upsample2(fused8))
+        return logits
+
+    def forward_levels(self, x: torch.Tensor) -> dict[int, Logits]:
+        """Logits of every pyramid level by stride: {4: ..., 8: ..., 16: ...}, for training."""
+        fused8, up_deep, up16 = self._fuse(x)
+        return {
+            4: self.output(upsample2(fused8)),
+            8: self.fusion8.branch(up16),
+            16: self.fusion16.branch(up_deep),
+        }
+
+
+def build_cascade(variant: Variant) -> Cascade:
+    """An untrained cascade for a variant."""
+    return Cascade(variant.encoder, variant.encoder_layers, variant.fusion_width)

@@ -1,0 +1,130 @@
+"""Weights on disk: reading encoder initialisations (.npz) and trained networks (.safetensors)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from nailcore.errors import WeightsError
+from nailcore.nets.cascade import Cascade, build_cascade
+from nailcore.nets.mobilenetv2 import MobileNetV2Prefix, keras_names
+from nailcore.storage import replacing
+from nailcore.variant import Variant
+
+
+def load_weights(variant: Variant, path: Path) -> Cascade:
+    """A trained cascade in eval mode.
+
+    Raises:
+        WeightsError: missing, damaged, or of another network (naming the differing layers).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise WeightsError(
+            f"{path}: no weights file for {variant.name}.",
+            hint="Train one with `nailtool train`, or restore model_zoo/weights from the repository.",
+        )
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a readable safetensors file: {error}",
+            hint="The file is damaged: restore it from the repository or train again.",
+        ) from error
+    network = build_cascade(variant)
+    check_state(network, state, path)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def check_state(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Compare names and shapes; raises WeightsError naming the first differences."""
+    own = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in state.items()}
+    if own == found:
+        broken = [name for name, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
+        if broken:
+            raise WeightsError(f"{path}: holds NaN or infinite values in {', '.join(broken[:3])}.")
+        return
+    missing = sorted(own.keys() - found.keys())
+    extra = sorted(found.keys() - own.keys())
+    other = sorted(n for n in own.keys() & found.keys() if own[n] != found[n])
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} layers missing (first: {missing[0]})")
+    if extra:
+        parts.append(f"{len(extra)} unknown layers (first: {extra[0]})")
+    if other:
+        parts.append(
+            f"{len(other)} of another shape (first: {other[0]} {found[other[0]]} for {own[other[0]]})"
+        )
+    raise WeightsError(
+        f"{path}: weights of another network: {'; '.join(parts)}.",
+        hint="Are these the weights of the other depth (55 or 43 layers)?",
+    )
+
+
+def save_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write a state dict as safetensors, atomically and with the same bytes for the same weights."""
+    from safetensors.torch import save_file
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with replacing(path) as scratch:
+        save_file(state, scratch, metadata=metadata)
+
+
+def init_encoders(network: Cascade, path: Path) -> int:
+    """Initialise both branches from a Keras-style MobileNetV2 .npz; returns convolutions loaded.
+
+    The file holds ``<layer>/kernel`` (HWIO; depthwise HWI1) and ``<bn>/{gamma,beta,moving_mean,
+    moving_variance}`` with Keras' layer names.
+
+    Raises:
+        WeightsError: missing, damaged, or without one of the layers.
+    """
+    try:
+        arrays = dict(np.load(path))
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a readable .npz of encoder weights: {error}",
+            hint="Pass --init a MobileNetV2 1.00 exported with Keras layer names.",
+        ) from error
+    count = 0
+    for branch in (network.high, network.low):
+        if not isinstance(branch, MobileNetV2Prefix):
+            raise WeightsError(f"{path}: initialises MobileNetV2, not {type(branch).__name__}.")
+        for names in keras_names(branch.last):
+            _copy_layer(branch, names, arrays, path)
+            count += 1
+    return count
+
+
+def _copy_layer(
+    branch: nn.Module, names: tuple[str, str, str], arrays: dict[str, npt.NDArray[np.float32]], path: Path
+) -> None:
+    ours, conv, norm = names
+    prefix, index = ours.rsplit(".", 1)
+    targets = {
+        f"{conv}/kernel": branch.get_submodule(ours).get_parameter("weight"),
+    }
+    batchnorm = branch.get_submodule(f"{prefix}.{int(index) + 1}")
+    targets[f"{norm}/gamma"] = batchnorm.get_parameter("weight")
+    targets[f"{norm}/beta"] = batchnorm.get_parameter("bias")
+    targets[f"{norm}/moving_mean"] = batchnorm.get_buffer("running_mean")  # type: ignore[assignment]
+    targets[f"{norm}/moving_variance"] = batchnorm.get_buffer("running_var")  # type: ignore[assignment]
+    for name, target in targets.items():
+        if name not in arrays:
+            raise WeightsError(f"{path}: holds no '{name}', needed for {ours}.")
+        value = arrays[name].astype(np.float32)
+        if value.ndim == 4:  # HWIO -> OIHW; depthwise HWI1 -> I1HW
+            value = value.transpose((2, 3, 0, 1) if target.shape[1] == 1 else (3, 2, 0, 1))
+        if value.shape != tuple(target.shape):
+            raise WeightsError(f"{path}: '{name}' is {value.shape}, expected {tuple(target.shape)}.")
+        with torch.no_grad():
+            target.copy_(torch.from_numpy(np.ascontiguousarray(value)))
