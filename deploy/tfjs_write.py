@@ -1,0 +1,189 @@
+"""From a frozen graph to a TF.js graph model on disk: the official optimiser, then stable names and bytes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from deploy.tfjs_fold import count_ops, drop_noops, fold_dilations, fold_pads, mark_biases
+from deploy.tfjs_freeze import INPUT_NAME, FrozenModel, silence_tensorflow
+from nailcore.errors import ConversionError
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.graph_pb2 import GraphDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+# none: the official converter alone. fold: its result with dilations folded afterwards, so that those
+# convolutions stay unfused. fuse: folded first, so that the official fusing pass sees every convolution.
+Passes = Literal["none", "fold", "fuse"]
+SHARD_BYTES = 4 << 20
+_SPLITS = ("SpaceToBatchND", "BatchToSpaceND")
+# Short names for what is left after optimisation; any other op keeps its own, in lower case.
+_SHORT = {"_FusedConv2D": "conv", "Conv2D": "conv", "AddV2": "add", "AddN": "add", "ResizeBilinear": "resize"}
+_SHORT |= {"FusedDepthwiseConv2dNative": "depthwise", "DepthwiseConv2dNative": "depthwise"}
+
+
+def optimise(model: FrozenModel, passes: Passes = "fuse") -> GraphDef:
+    """Run our passes and the official converter's, and give every node a stable name.
+
+    The nodes behind the outputs carry our output names, the placeholder is called ``image``.
+
+    Raises:
+        ConversionError: an op TF.js lacks, or a dilated convolution that could not be folded.
+    """
+    outputs = tuple(model.output_nodes.values())
+    graph = model.graph
+    if passes == "fuse":
+        graph = drop_noops(graph, outputs)
+        for rewrite in (fold_dilations, fold_pads, mark_biases):
+            graph = rewrite(graph, outputs)
+    graph = _run_official(graph, model.input_node, outputs)
+    if passes == "fold":
+        for rewrite in (fold_dilations, fold_pads):
+            graph = rewrite(graph, outputs)
+    graph = _rename(drop_noops(graph, outputs), model)
+    left = {op: count for op, count in count_ops(graph).items() if op in _SPLITS}
+    if left and passes != "none":
+        raise ConversionError(
+            f"{sum(left.values())} dilated convolutions are still written as {' and '.join(left)}.",
+            hint="deploy/tfjs_fold.py met a form it does not know; such a model runs at half the speed.",
+        )
+    return graph
+
+
+def _run_official(graph: GraphDef, input_node: str, outputs: tuple[str, ...]) -> GraphDef:
+    """tensorflowjs' own optimiser: constant folding, fused convolutions, a check for unknown ops."""
+    silence_tensorflow()
+    import tensorflow as tf
+    from tensorflowjs.converters import tf_saved_model_conversion_v2 as official
+
+    with tf.Graph().as_default() as live:
+        tf.import_graph_def(graph, name="")
+    tensors = [live.get_tensor_by_name(f"{name}:0") for name in (input_node, *outputs)]
+    signature = official._build_signature_def(live, tensors[:1], tensors[1:])
+    try:
+        return official.optimize_graph(live, signature)
+    except ValueError as error:
+        raise ConversionError(f"tensorflowjs refused the graph: {error}") from error
+
+
+def _rename(graph: GraphDef, model: FrozenModel) -> GraphDef:
+    """Order nodes by depth-first search from the outputs and name them by op and place.
+
+    The converters' names carry counters that depend on what else the process converted; these do not.
+    """
+    nodes = {node.name: node for node in graph.node}
+    given = {node: name for name, node in model.output_nodes.items()} | {model.input_node: INPUT_NAME}
+    ordered = _order(nodes, tuple(model.output_nodes.values()))
+    counters: Counter[str] = Counter()
+    names: dict[str, str] = {}
+    for node in ordered:
+        if node.op == "Const":
+            continue
+        short = _SHORT.get(node.op, node.op.lower().lstrip("_"))
+        counters[short] += 1
+        names[node.name] = given.get(node.name, f"{short}_{counters[short]}")
+        for place, source in enumerate(node.input):
+            if nodes[source.split(":")[0]].op == "Const":  # named by its first reader
+                names.setdefault(source.split(":")[0], f"{names[node.name]}/{place}")
+    result = type(graph)(versions=graph.versions)
+    for node in ordered:
+        copy = result.node.add()
+        copy.CopyFrom(node)
+        copy.name = names[node.name]
+        copy.input[:] = [names[source.split(":")[0]] for source in node.input]
+        copy.device = ""
+        for key in [key for key in copy.attr if key.startswith("_")]:
+            del copy.attr[key]
+    return result
+
+
+def _order(nodes: dict[str, NodeDef], outputs: tuple[str, ...]) -> list[NodeDef]:
+    """Topological order, unique for a given graph whatever the order of its nodes in the file."""
+    ordered: dict[str, NodeDef] = {}
+    for output in outputs:
+        waiting = [(output, False)]
+        while waiting:
+            name, ready = waiting.pop()
+            if name in ordered:
+                continue
+            sources = [source.lstrip("^").split(":")[0] for source in nodes[name].input]
+            if ready:
+                ordered[name] = nodes[name]
+            else:
+                waiting.append((name, True))
+                waiting.extend((source, False) for source in reversed(sources))
+    return list(ordered.values())
+
+
+def write_model(graph: GraphDef, names: tuple[str, ...], weights_dtype: str, folder: Path) -> None:
+    """Write ``model.json`` and its weight shards; the same graph gives the same bytes.
+
+    Args:
+        graph: what ``optimise`` returned.
+        names: output names in the order the signature lists them.
+        weights_dtype: "float32", or "float16": kernels stored as float16; biases (under 1 %) keep float32.
+
+    Raises:
+        ConversionError: an unknown dtype, or a weight beyond the range of float16.
+    """
+    import tensorflow as tf
+    from google.protobuf.json_format import MessageToDict
+    from tensorflowjs import write_weights
+    from tensorflowjs.converters import tf_saved_model_conversion_v2 as official
+
+    if weights_dtype not in ("float32", "float16"):
+        raise ConversionError(
+            f"TF.js target: weights_dtype '{weights_dtype}' is not one of float32, float16.",
+            hint="Change weights_dtype in the recipe.",
+        )
+    signature = _describe_signature(graph, names)
+    topology = type(graph)()
+    topology.CopyFrom(graph)
+    weights = official.extract_weights(topology)  # moves the values out of the nodes
+    kernels = [entry["name"] for entry in weights[0] if entry["data"].ndim == 4]
+    if weights_dtype == "float16":
+        _check_float16_range({entry["name"]: entry["data"] for entry in weights[0]}, kernels)
+    folder.mkdir(parents=True)
+    manifest = write_weights.write_weights(
+        weights,
+        str(folder),
+        write_manifest=False,
+        quantization_dtype_map={"float16": kernels} if weights_dtype == "float16" else None,
+        shard_size_bytes=SHARD_BYTES,
+    )
+    document = {
+        "format": "graph-model",
+        "generatedBy": tf.__version__,
+        "convertedBy": official.common.get_converted_by(),
+        "signature": signature,
+        # Keys sorted: protobuf maps have no order of their own.
+        "modelTopology": json.loads(json.dumps(MessageToDict(topology), sort_keys=True)),
+        "weightsManifest": manifest,
+    }
+    (folder / "model.json").write_text(json.dumps(document, separators=(",", ":")), "utf-8")
+
+
+def _describe_signature(graph: GraphDef, names: tuple[str, ...]) -> dict[str, Any]:
+    placeholder = next(node for node in graph.node if node.op == "Placeholder")
+    size = [{"size": str(dim.size)} for dim in placeholder.attr["shape"].shape.dim]
+    image = {"name": f"{placeholder.name}:0", "dtype": "DT_FLOAT", "tensorShape": {"dim": size}}
+    return {
+        "inputs": {INPUT_NAME: image},
+        "outputs": {name: {"name": f"{name}:0", "dtype": "DT_FLOAT"} for name in names},
+    }
+
+
+def _check_float16_range(values: dict[str, Any], kernels: list[str]) -> None:
+    limit = float(np.finfo(np.float16).max)
+    for name in kernels:
+        largest = float(np.abs(values[name]).max())
+        if not largest <= limit:
+            raise ConversionError(
+                f"Weight {name} reaches {largest:g}; float16 ends at {limit:g}.",
+                hint="Ship this variant as fp32, or retrain with weight decay.",
+            )
