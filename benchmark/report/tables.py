@@ -1,0 +1,155 @@
+"""Join the facts of a report by variant and file: the rows that tables, plots and verdict share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmark.report.bundle import ReportInput
+from benchmark.report.lineage import BrokenParent, find_weights_sha256, index_by_file, read_variant
+from nailcore.artifact import Artifact
+from nailcore.facts import AccuracyResult, ImageSet, Machine, Measurement, ParityResult
+from nailcore.variant import Variant
+
+ParityState = Literal["passed", "failed", "not executed", "not checked"]
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One artefact with everything known about it."""
+
+    artifact: Artifact
+    parity: ParityResult | None
+    latency: tuple[Measurement, ...]
+    accuracy: AccuracyResult | None  # of exactly the weights this file descends from
+
+    @property
+    def parity_state(self) -> ParityState:
+        """The verdict, with a word for the missing one."""
+        return self.parity.status if self.parity else "not checked"
+
+    def explain_unranked(self, measurement: Measurement) -> list[str]:
+        """Why a latency must not be compared with others; empty when it may."""
+        reasons = list(measurement.invalid)
+        if measurement.software_gpu:
+            reasons.append("a software-rendered GPU, never ranked")
+        if self.parity_state == "failed":
+            reasons.append("the file failed parity")
+        return reasons
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """One variant with its files."""
+
+    name: str
+    declaration: Variant | None
+    accuracy: AccuracyResult | None
+    files: tuple[FileRow, ...]
+
+    @property
+    def parameters(self) -> int | None:
+        """Parameter count, where a manifest states it."""
+        counts = (file.artifact.structure.get("parameters") for file in self.files)
+        return next((n for n in counts if isinstance(n, int) and not isinstance(n, bool)), None)
+
+    @property
+    def series(self) -> str:
+        """Which series of the plots this belongs to: its depth."""
+        return str(self.declaration.encoder_layers) if self.declaration else "other"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One latency with the rows it belongs to."""
+
+    variant: VariantRow
+    file: FileRow
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class DeviceGroup:
+    """All latencies of one device on one machine: the only ones that may be compared."""
+
+    device: str
+    machine: Machine
+    timed: tuple[Timed, ...]
+
+    @property
+    def runtimes(self) -> list[str]:
+        """Distinct runtimes, sorted."""
+        return sorted({t.measurement.runtime for t in self.timed})
+
+    @property
+    def common_settings(self) -> dict[str, str]:
+        """Settings that every row shares; the rest differ by row."""
+        first, *rest = (t.measurement.settings for t in self.timed)
+        return {k: v for k, v in sorted(first.items()) if all(r.get(k) == v for r in rest)}
+
+
+def join_variants(report: ReportInput) -> list[VariantRow]:
+    """Variants deep first, then large first, each with its files in the order of their names."""
+    by_file = index_by_file(report.artifacts)
+    parity = {_key(p): p for p in report.parity}
+    accuracy = {a.variant: a for a in report.accuracy}
+    rows = []
+    for name in sorted({a.variant for a in report.artifacts} | set(accuracy)):
+        files = []
+        for artifact in (a for a in report.artifacts if a.variant == name):
+            key = (artifact.variant, artifact.kind, artifact.recipe)
+            weights = find_weights_sha256(artifact, by_file)
+            result = accuracy.get(name)
+            same = not isinstance(weights, BrokenParent) and result and result.weights_sha256 == weights
+            latency = tuple(m for m in report.latency if _key(m) == key)
+            files.append(FileRow(artifact, parity.get(key), latency, result if same else None))
+        files.sort(key=_rank_file)
+        declaration = next((v for f in files if (v := read_variant(f.artifact))), None)
+        rows.append(VariantRow(name, declaration, accuracy.get(name), tuple(files)))
+    return sorted(rows, key=_rank_variant)
+
+
+_KIND_ORDER = {"onnx": 0, "tfjs": 1, "coreml": 2}
+
+
+def _key(fact: ParityResult | Measurement) -> tuple[str, str, str]:
+    return (fact.artifact.variant, fact.artifact.kind, fact.artifact.recipe)
+
+
+def _rank_file(file: FileRow) -> tuple[int, str, bool, str]:
+    kind, recipe = file.artifact.kind, file.artifact.recipe
+    return (_KIND_ORDER.get(kind, len(_KIND_ORDER)), kind, recipe != "fp32", recipe)
+
+
+def _rank_variant(row: VariantRow) -> tuple[int, int, str]:
+    declared = row.declaration
+    return (-declared.encoder_layers, -declared.height_px, row.name) if declared else (0, 0, row.name)
+
+
+def group_devices(variants: Sequence[VariantRow]) -> list[DeviceGroup]:
+    """Latencies by device and machine, in the order of the kinds of file they run."""
+    groups: dict[tuple[str, str], list[Timed]] = {}
+    for variant in variants:
+        for file in variant.files:
+            for measurement in file.latency:
+                key = (measurement.device, measurement.machine.model_dump_json())
+                groups.setdefault(key, []).append(Timed(variant, file, measurement))
+    ordered = [groups[key] for key in sorted(groups, key=lambda key: (_rank_file(groups[key][0].file), key))]
+    return [DeviceGroup(t[0].measurement.device, t[0].measurement.machine, tuple(t)) for t in ordered]
+
+
+def list_image_sets(report: ReportInput) -> list[ImageSet]:
+    """The distinct image sets that shown facts were measured on, and the one asked for."""
+    measured = [*(fact.images for fact in report.accuracy), *(fact.images for fact in report.parity)]
+    sets = [report.context.images, *measured]
+    unique = {images.sha256: images for images in sets if images is not None}
+    return sorted(unique.values(), key=lambda images: images.name)
+
+
+def list_machines(report: ReportInput) -> list[Machine]:
+    """The distinct machines that shown facts were measured on."""
+    machines = {fact.machine for fact in report.parity}
+    machines |= {fact.machine for fact in report.latency}
+    machines |= {fact.machine for fact in report.accuracy}
+    return sorted(machines, key=lambda machine: machine.model_dump_json())

@@ -1,0 +1,108 @@
+"""The verdict: one plain sentence, badges that count what it rests on, and each failure in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmark.report.bundle import ReportInput
+from benchmark.report.tables import FileRow, ParityState, VariantRow, list_image_sets
+from benchmark.report.wording import join_words, write_count_of
+
+Tone = Literal["good", "bad", "warn", "plain"]
+
+
+@dataclass(frozen=True)
+class Badge:
+    """A short counted fact; the tone is never the only carrier of meaning."""
+
+    tone: Tone
+    text: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One sentence about one file that is not what it should be."""
+
+    label: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the report comes to."""
+
+    tone: Tone
+    sentence: str
+    badges: tuple[Badge, ...]
+    failures: tuple[Failure, ...]
+    synthetic: tuple[str, ...]  # names of the rendered image sets that figures rest on
+
+
+def reach_verdict(report: ReportInput, variants: Sequence[VariantRow]) -> Verdict:
+    """Judge a report by its parity results, and by what could not be read."""
+    files = [file for variant in variants for file in variant.files]
+    states = Counter(file.parity_state for file in files)
+    failures = [failure for file in files for failure in _list_failures(file)]
+    failed = list(dict.fromkeys(failure.label for failure in failures))
+    tone, sentence = _say(states, failed)
+    if report.damaged:
+        names = join_words([damaged.file for damaged in report.damaged], most=3)
+        sentence += f" {write_count_of(len(report.damaged), 'file')} could not be used: {names}."
+        tone = "bad"
+    synthetic = tuple(images.name for images in list_image_sets(report) if images.synthetic)
+    return Verdict(tone, sentence, tuple(_list_badges(report, states, synthetic)), tuple(failures), synthetic)
+
+
+def _say(states: Counter[ParityState], failed: Sequence[str]) -> tuple[Tone, str]:
+    executed = states["passed"] + states["failed"]
+    unexecuted = states["not executed"] + states["not checked"]
+    rest = f" {write_count_of(unexecuted, 'file was', 'files were')} not executed here." if unexecuted else ""
+    if not executed + unexecuted:
+        return "plain", "No built file was found, so there is nothing to judge."
+    if failed:
+        which = join_words(list(failed), most=4)
+        verb = "does" if len(failed) == 1 else "do"
+        return "bad", f"Do not ship {which}: {verb} not hold what the checks ask for.{rest}"
+    if not executed:
+        return "plain", f"No file has been executed against the trained network yet.{rest}"
+    which = "The one executed file computes" if executed == 1 else f"All {executed} executed files compute"
+    return "good", f"{which} what the trained network computes.{rest}"
+
+
+def _list_failures(file: FileRow) -> list[Failure]:
+    """Failed figures, and failed structural checks whatever the status says."""
+    if file.parity is None:
+        return []
+    label = file.artifact.label
+    sentences = list(file.parity.failures)
+    told = " ".join(sentences)
+    for check in file.parity.checks:
+        if not check.passed and check.name not in told:
+            sentences.append(f"Structural check '{check.name}' failed: {check.detail}")
+    if file.parity.status == "failed" and not sentences:
+        sentences.append("Failed parity; the fact names no figure.")
+    return [Failure(label, sentence) for sentence in sentences]
+
+
+def _list_badges(report: ReportInput, states: Counter[ParityState], synthetic: Sequence[str]) -> list[Badge]:
+    badges = [
+        Badge("good" if states["passed"] else "plain", f"{states['passed']} parity passed"),
+        Badge("bad" if states["failed"] else "plain", f"{states['failed']} failed"),
+        Badge("plain", f"{states['not executed']} not executed"),
+    ]
+    if states["not checked"]:
+        badges.append(Badge("warn", f"{states['not checked']} not checked"))
+    invalid = sum(bool(m.invalid) for m in report.latency)
+    counts: tuple[tuple[int, Tone, str], ...] = (
+        (len(report.latency) - invalid, "plain", "latencies"),
+        (invalid, "warn", "latencies invalid"),
+        (len(report.stale), "warn", "stale, left out"),
+        (len(report.damaged), "bad", "damaged"),
+    )
+    badges += [Badge(tone, f"{number} {text}") for number, tone, text in counts if number]
+    if synthetic:
+        badges.append(Badge("warn", "synthetic images"))
+    return badges
