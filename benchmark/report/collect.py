@@ -77,7 +77,7 @@ def _name_problem(error: ArtifactError) -> str:
     """A short reason: the full message carries this machine's paths and every value it met."""
     cause = error.__cause__
     if not isinstance(cause, ValidationError):
-        return "not UTF-8 text" if isinstance(cause, UnicodeDecodeError) else error.message
+        return "not UTF-8 text" if isinstance(cause, UnicodeDecodeError) else "cannot be read"
     first = cause.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))
     more = f" (and {cause.error_count() - 1} more problems)" if cause.error_count() > 1 else ""

@@ -133,7 +133,8 @@ def group_devices(variants: Sequence[VariantRow]) -> list[DeviceGroup]:
     for variant in variants:
         for file in variant.files:
             for measurement in file.latency:
-                key = (measurement.device, measurement.machine.model_dump_json())
+                machine = measurement.machine
+                key = (measurement.device, f"{machine.cpu} {machine.cores} {machine.system}")
                 groups.setdefault(key, []).append(Timed(variant, file, measurement))
     ordered = [groups[key] for key in sorted(groups, key=lambda key: (_rank_file(groups[key][0].file), key))]
     return [DeviceGroup(t[0].measurement.device, t[0].measurement.machine, tuple(t)) for t in ordered]

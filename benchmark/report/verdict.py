@@ -77,7 +77,8 @@ def _list_failures(file: FileRow) -> list[Failure]:
     if file.parity is None:
         return []
     label = file.artifact.label
-    sentences = list(file.parity.failures)
+    # The sentences name their file already; here it stands in front of each.
+    sentences = [sentence.removeprefix(f"{label}: ") for sentence in file.parity.failures]
     told = " ".join(sentences)
     for check in file.parity.checks:
         if not check.passed and check.name not in told:
