@@ -1,0 +1,8 @@
+"""Rendered hands with exact labels: scene description, numpy rasteriser, and the embedded default set."""
+
+from nailcore.data.synth.embedded import make_embedded_set
+from nailcore.data.synth.render import Rendering, render, render_scene
+from nailcore.data.synth.sample import sample_scene
+from nailcore.data.synth.scene import Scene
+
+__all__ = ["Rendering", "Scene", "make_embedded_set", "render", "render_scene", "sample_scene"]
