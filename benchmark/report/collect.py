@@ -139,7 +139,7 @@ def _explain_parent(broken: BrokenParent) -> str:
     made_by = broken.artifact.made_by
     then = f"made from {made_by.parent} with SHA-256 {made_by.parent_sha256[:12]}…"
     now = f"that file is now {broken.found[:12]}…" if broken.found else "that file is gone"
-    return f"{then}; {now}. Its accuracy is unknown until it is built again."
+    return f"{then}; {now}, so its accuracy is unknown until it is built again."
 
 
 BoundT = TypeVar("BoundT", ParityResult, Measurement)
@@ -171,7 +171,7 @@ def _explain_other_file(ref: ArtifactRef, current: Artifact | None) -> str:
     if ref.sha256 != current.sha256:
         return (
             f"measured on another file: SHA-256 {ref.sha256[:12]}…, "
-            f"but {current.file} is now {current.sha256[:12]}…."
+            f"but {current.file} is now {current.sha256[:12]}…"
         )
     return ""
 
@@ -192,7 +192,7 @@ def _collect_accuracy(
             current.append((path, fact))
             continue
         now = " and ".join(f"{sha[:12]}…" for sha in sorted(known))
-        reason = f"SHA-256 {fact.weights_sha256[:12]}…, but the files here descend from {now}."
+        reason = f"SHA-256 {fact.weights_sha256[:12]}…, but the files here descend from {now}"
         if not known:
             reason = "no file of this variant here descends from known weights."
         reader.mark_stale(path, f"Accuracy of {fact.variant}", f"measured on other weights: {reason}")

@@ -96,14 +96,15 @@ def _find_missing_latency(files: Sequence[FileRow]) -> list[Skipped]:
             missing = [f.artifact.label for f in members if device not in {m.device for m in f.latency}]
             if missing:
                 what = f"Latency on {device} of {join_words(missing, most=6)}"
+                reason = f"No current latency belongs to {'it' if len(missing) == 1 else 'them'}."
                 command = f"Run `nailtool benchmark --device {device}`."
-                found.append(Skipped(what=what, reason="No current latency belongs to it.", remedy=command))
+                found.append(Skipped(what=what, reason=reason, remedy=command))
     return found
 
 
 def _find_missing_devices(report: ReportInput) -> list[Skipped]:
     """Devices and engines readers ask for that no row of this report speaks of."""
-    present = " ".join(f"{m.device} {m.runtime}" for m in report.latency).lower()
+    present = " ".join(f"{m.device} {m.runtime}" for m in report.latency if not m.software_gpu).lower()
     return [gap for words, gap in _ASKED_FOR if not any(word in present for word in words)]
 
 

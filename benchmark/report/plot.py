@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from benchmark.report.tables import DeviceGroup, Timed
-from benchmark.report.wording import write_interval, write_ms, write_share
+from benchmark.report.wording import join_words, write_interval, write_ms, write_share
 
 WIDTH, HEIGHT = 520.0, 360.0
 LEFT, RIGHT, TOP, BOTTOM = 66.0, 16.0, 16.0, 50.0
@@ -100,7 +100,7 @@ class Panel:
     y_axis: Scale
     points: tuple[Point, ...]
     lines: tuple[Line, ...]
-    left_out: tuple[tuple[str, str], ...]  # (label, reason)
+    left_out: tuple[tuple[str, str], ...]  # (labels, reason)
     hints: tuple[str, ...]
     shapes: tuple[tuple[str, str], ...] = field(default=())  # (shape, recipe) for the legend
     series: tuple[str, ...] = field(default=())
@@ -177,11 +177,19 @@ def _draw_panel(
         y_axis=y_axis,
         points=tuple(place_labels(points, lines)),
         lines=tuple(lines),
-        left_out=tuple(left_out),
+        left_out=tuple(_group_reasons(left_out)),
         hints=tuple(find_hints(kept)),
         shapes=tuple((shape, recipe) for recipe, shape in shapes.items()),
         series=tuple(sorted({p.series for p in points}, reverse=True)),
     )
+
+
+def _group_reasons(left_out: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One line per reason, with all files it holds for."""
+    labels: dict[str, list[str]] = {}
+    for label, reason in left_out:
+        labels.setdefault(reason, []).append(label)
+    return [(join_words(names, most=12), reason) for reason, names in labels.items()]
 
 
 def _recipe(timed: Timed) -> str:

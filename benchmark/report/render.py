@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 import jinja2
+from markupsafe import Markup, escape
 
 from benchmark.report import wording
 from benchmark.report.bundle import Overlay, ReportInput
@@ -33,6 +34,7 @@ def _open_templates() -> jinja2.Environment:
     )
     environment.filters.update(wording.FILTERS)
     environment.filters["data_uri"] = _write_data_uri
+    environment.filters["prose"] = _write_prose
     return environment
 
 
@@ -66,6 +68,15 @@ def render_report(report: ReportInput) -> str:
 def write_report(path: Path, html: str) -> None:
     """Write the document as UTF-8, atomically."""
     write_text(path, html)
+
+
+def _write_prose(text: str) -> Markup:
+    """Escaped text with its `quoted` parts as code, as our messages write commands and file names."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # an unpaired mark: leave all as they stand
+        return escape(text)
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
 
 
 def _write_data_uri(jpeg: bytes) -> str:

@@ -38,7 +38,7 @@ def draw_strips(group: DeviceGroup) -> StripTable:
     """Strips on one axis wide enough for nearly all samples."""
     ratios = [s / median for t in group.timed for s, median in _pair(t)]
     low, high = min([*ratios, 0.95]), min(max([*ratios, 1.2]), _HIGHEST_RATIO)
-    axis = make_scale(low, high, _MARGIN, WIDTH - _MARGIN, 5)
+    axis = make_scale(low, high, _MARGIN, WIDTH - _MARGIN, 4)
     common = group.common_settings
     strips = tuple(_draw_strip(timed, axis, common) for timed in group.timed)
     return StripTable(group, axis, strips)

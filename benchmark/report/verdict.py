@@ -49,8 +49,8 @@ def reach_verdict(report: ReportInput, variants: Sequence[VariantRow]) -> Verdic
     failed = list(dict.fromkeys(failure.label for failure in failures))
     tone, sentence = _say(states, failed)
     if report.damaged:
-        names = join_words([damaged.file for damaged in report.damaged], most=3)
-        sentence += f" {write_count_of(len(report.damaged), 'file')} could not be used: {names}."
+        damaged = write_count_of(len(report.damaged), "file is", "files are")
+        sentence += f" {damaged} damaged or missing and not used."
         tone = "bad"
     synthetic = tuple(images.name for images in list_image_sets(report) if images.synthetic)
     return Verdict(tone, sentence, tuple(_list_badges(report, states, synthetic)), tuple(failures), synthetic)
@@ -63,9 +63,8 @@ def _say(states: Counter[ParityState], failed: Sequence[str]) -> tuple[Tone, str
     if not executed + unexecuted:
         return "plain", "No built file was found, so there is nothing to judge."
     if failed:
-        which = join_words(list(failed), most=4)
-        verb = "does" if len(failed) == 1 else "do"
-        return "bad", f"Do not ship {which}: {verb} not hold what the checks ask for.{rest}"
+        which, who = join_words(list(failed), most=4), "it" if len(failed) == 1 else "they"
+        return "bad", f"Do not ship {which}: {who} failed the checks.{rest}"
     if not executed:
         return "plain", f"No file has been executed against the trained network yet.{rest}"
     which = "The one executed file computes" if executed == 1 else f"All {executed} executed files compute"
@@ -97,13 +96,14 @@ def _list_badges(report: ReportInput, states: Counter[ParityState], synthetic: S
     if states["not checked"]:
         badges.append(Badge("warn", f"{states['not checked']} not checked"))
     invalid = sum(bool(m.invalid) for m in report.latency)
+    valid = len(report.latency) - invalid
     counts: tuple[tuple[int, Tone, str], ...] = (
-        (len(report.latency) - invalid, "plain", "latencies"),
-        (invalid, "warn", "latencies invalid"),
-        (len(report.stale), "warn", "stale, left out"),
-        (len(report.damaged), "bad", "damaged"),
+        (valid, "plain", write_count_of(valid, "latency", "latencies")),
+        (invalid, "warn", write_count_of(invalid, "invalid latency", "invalid latencies")),
+        (len(report.stale), "warn", f"{len(report.stale)} stale, left out"),
+        (len(report.damaged), "bad", f"{len(report.damaged)} damaged"),
     )
-    badges += [Badge(tone, f"{number} {text}") for number, tone, text in counts if number]
+    badges += [Badge(tone, text) for number, tone, text in counts if number]
     if synthetic:
         badges.append(Badge("warn", "synthetic images"))
     return badges

@@ -35,7 +35,7 @@ from nailcore.variant import OUTPUTS, Variant
 
 FILES = (("onnx", "fp32"), ("tfjs", "fp32"), ("tfjs", "fp16"), ("coreml", "fp32"), ("coreml", "fp16"))
 SUFFIXES = {"onnx": ".onnx", "tfjs": ".tfjs", "coreml": ".mlpackage"}
-RUNTIMES = {"onnx": "onnxruntime CPU", "tfjs": "tfjs wasm, Chromium", "coreml": "none"}
+RUNTIMES = {"onnx": "onnxruntime CPU", "tfjs": "tfjs wasm, Chromium", "coreml": "not executed"}
 CPU_MS = {"onnx": (47.0, 38.0), "tfjs": (215.0, 188.0)}  # at 480 px, for 55 and 43 layers
 WHEN = "2031-02-03T04:05:06+00:00"
 MACHINE = Machine(
@@ -108,7 +108,7 @@ def make_parity(artifact: Artifact, images: ImageSet, rng: np.random.Generator) 
     shared = {
         "artifact": ArtifactRef.of(artifact),
         "runtime": RUNTIMES[artifact.kind],
-        "versions": {"onnxruntime": "1.31.1"},
+        "versions": {} if artifact.kind == "coreml" else {"torch": "2.13.0"},
         "machine": MACHINE,
         "images": images,
         "limits": Limits(

@@ -252,7 +252,8 @@ def test_damaged_file_is_named_and_not_used(root: Path, file: str, data: bytes) 
     (root / file).write_bytes(data)
     report, page = build(root)
     assert [item.file for item in report.damaged] == [file]
-    assert f"1 file could not be used: {file}." in page.text
+    assert "1 file is damaged or missing and not used." in page.text
+    assert f"Damaged or missing files {file} :" in page.text
     assert page.find("div", **{"class": "verdict bad"})
 
 
@@ -309,7 +310,7 @@ def test_what_was_not_measured_is_listed_with_a_remedy(root: Path) -> None:
         "Chromium with two threads The server was not isolated. Serve with COOP and COEP headers.",
         "Numbers of 4 coreml files Core ML executes on Apple systems only.",
         "Latency of 4 tfjs files No current latency belongs to them. "
-        "Run `nailtool benchmark --device chromium`.",
+        "Run nailtool benchmark --device chromium .",
         "Latency on cpu of nail43-480 onnx fp32",
         "Latency of 4 coreml files",
         "iPhone and iPad",
