@@ -1,0 +1,81 @@
+"""`nailtool data`: look at a data folder, or write the embedded one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from nailtool.boundary import guarded
+from nailtool.commands.options import JsonOption, QuietOption
+from nailtool.terminal import Terminal
+
+app = typer.Typer(help="Look at a data folder, or write the embedded one.", no_args_is_help=True)
+
+
+@app.command("show")
+@guarded
+def show(
+    folder: Annotated[Path, typer.Argument(help="Data folder with images/ and masks/.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("contact-sheet.png"),
+    part: Annotated[str, typer.Option("--part", help="all, train or held-out.")] = "all",
+    columns: Annotated[int, typer.Option("--columns", min=1, max=50, help="Pictures per row.")] = 6,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a contact sheet: every image of a data folder with the outline of its mask.
+
+    Example: nailtool data show photos --out sheet.png --part held-out
+    """
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    from nailcore.data.folder import open_dataset
+    from nailcore.errors import UnknownNameError
+    from nailtool.contact_sheet import write_contact_sheet
+
+    parts: dict[str, Literal["all", "train", "held-out"]] = {
+        "all": "all",
+        "train": "train",
+        "held-out": "held-out",
+    }
+    if part not in parts:
+        raise UnknownNameError("part", part, parts)
+    dataset = open_dataset(folder)
+    samples = dataset.part(parts[part])
+    write_contact_sheet(samples, out, columns=columns)
+    kind = "synthetic images" if dataset.card.synthetic else "images"
+    terminal.show(f"{len(samples)} {kind} of {dataset.card.name} ({part}): {out}")
+    terminal.emit(
+        {
+            "file": str(out),
+            "dataset": dataset.card.name,
+            "synthetic": dataset.card.synthetic,
+            "part": part,
+            "images": [sample.name for sample in samples],
+        }
+    )
+
+
+@app.command("synth")
+@guarded
+def synth(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet.")],
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the embedded set of rendered hands: the images that are used without --data.
+
+    Example: nailtool data synth --out hands
+    """
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    from nailcore.data.synth import make_embedded_set
+    from nailcore.errors import DataError
+    from nailcore.storage import replacing
+
+    if out.exists():
+        raise DataError(f"{out}: exists already.", hint="Name a folder that does not exist yet.")
+    with replacing(out) as scratch:
+        make_embedded_set(scratch, progress=lambda done, total: terminal.note(f"rendered {done} of {total}"))
+    terminal.show(f"Synthetic hands, rendered: {out}")
+    terminal.emit({"folder": str(out), "synthetic": True})

@@ -1,0 +1,90 @@
+"""`nailtool evaluate`: how well the weights of each variant segment held-out images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from nailtool.boundary import guarded
+from nailtool.commands.options import (
+    DEFAULT_JOBS,
+    DEFAULT_OUT,
+    DataOption,
+    ForceOption,
+    JobsOption,
+    JsonOption,
+    OutOption,
+    QuietOption,
+    VariantsOption,
+    load_registry,
+    note_data,
+    show_failures,
+)
+from nailtool.terminal import Terminal
+
+if TYPE_CHECKING:
+    from nailcore.facts import Interval
+
+
+@guarded
+def evaluate(
+    *,
+    data: DataOption = None,
+    variants: VariantsOption = None,
+    out: OutOption = DEFAULT_OUT,
+    jobs: JobsOption = DEFAULT_JOBS,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Segment the held-out images with each variant and compare with their masks.
+
+    Overlays are written beside the facts, below OUT/facts/accuracy.
+
+    Example: nailtool evaluate --data photos --variants nail55-480
+    """
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    from nailcore.facts import AccuracyResult, read_fact
+    from nailtool.pipeline import Order, check_data, describe_results, evaluate_accuracy
+    from nailtool.rooms import select_names
+
+    order = Order(load_registry(), out_dir=out, jobs=jobs, force=force, watch=terminal.watch)
+    chosen = select_names("variant", variants, order.registry.variants)
+    folder = check_data(data)
+    note_data(terminal, folder)
+    results = evaluate_accuracy(order, list(chosen), folder)
+    done = {r.stage.name for r in results if r.status in ("built", "cached")}
+    facts = [
+        read_fact(order.plan.accuracy_fact(variant), AccuracyResult)
+        for variant in chosen.values()
+        if f"accuracy {variant.name}" in done
+    ]
+    terminal.table(
+        "Accuracy on held-out images (95 % intervals over images)",
+        ("variant", "mIoU", "nail IoU", "boundary F", "images", "output stride"),
+        (
+            (
+                fact.variant,
+                _show_interval(fact.miou),
+                _show_interval(fact.nail_iou),
+                _show_interval(fact.boundary_f),
+                f"{fact.images.count} {'synthetic' if fact.images.synthetic else 'photographs'}",
+                str(fact.output_stride),
+            )
+            for fact in facts
+        ),
+    )
+    terminal.emit(
+        {
+            "accuracy": [fact.model_dump(mode="json") for fact in facts],
+            "stages": describe_results(results),
+        }
+    )
+    code = show_failures(terminal, results)
+    if code:
+        raise typer.Exit(code)
+
+
+def _show_interval(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}–{interval.high:.3f}]"

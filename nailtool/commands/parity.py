@@ -1,0 +1,126 @@
+"""`nailtool parity-check`: does every artefact still compute what the trained network computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from nailtool.boundary import guarded
+from nailtool.commands.options import (
+    DEFAULT_JOBS,
+    DEFAULT_OUT,
+    DataOption,
+    ForceOption,
+    JobsOption,
+    JsonOption,
+    OutOption,
+    QuietOption,
+    RecipesOption,
+    TargetsOption,
+    VariantsOption,
+    find_units,
+    load_registry,
+    note_data,
+    show_failures,
+)
+from nailtool.terminal import Terminal
+
+if TYPE_CHECKING:
+    from nailcore.facts import ParityResult
+
+
+@guarded
+def parity_check(
+    *,
+    data: DataOption = None,
+    variants: VariantsOption = None,
+    targets: TargetsOption = None,
+    recipes: RecipesOption = None,
+    out: OutOption = DEFAULT_OUT,
+    jobs: JobsOption = DEFAULT_JOBS,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every built artefact with the trained network on held-out images.
+
+    Exit code 1 when an artefact fails. Unchanged artefacts keep the verdict they have.
+
+    Example: nailtool parity-check --data photos --targets onnx
+    """
+    terminal = Terminal(quiet=quiet, as_json=as_json)
+    from nailcore.facts import ParityResult, read_fact
+    from nailtool.pipeline import Order, check_data, check_parity, describe_results, find_built
+
+    order = Order(load_registry(), out_dir=out, jobs=jobs, force=force, watch=terminal.watch)
+    units = find_units(order, variants, targets, recipes)
+    built = find_built(units)
+    folder = check_data(data)
+    note_data(terminal, folder)
+    results = check_parity(order, built, folder)
+    by_stage = {result.stage.name: result for result in results}
+    facts = [
+        read_fact(order.plan.parity_fact(unit), ParityResult)
+        for unit in built
+        if by_stage[f"parity {unit.name}"].status in ("built", "cached")
+    ]
+    _show_table(terminal, facts)
+    missing = [unit.name for unit in units if unit not in built]
+    if missing:
+        terminal.note(f"Not built, hence not checked: {', '.join(missing)}.")
+    failed = [fact for fact in facts if fact.status == "failed"]
+    terminal.emit(
+        {
+            "passed": sum(fact.status == "passed" for fact in facts),
+            "failed": len(failed),
+            "not_executed": sum(fact.status == "not executed" for fact in facts),
+            "not_built": missing,
+            "parity": [fact.model_dump(mode="json") for fact in facts],
+            "stages": describe_results(results),
+        }
+    )
+    code = show_failures(terminal, results)
+    for fact in failed:
+        terminal.complain(f"{fact.artifact.label} failed:", " ".join(fact.failures))
+    if failed or code:
+        raise typer.Exit(1 if failed else code)
+
+
+def _show_table(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
+    terminal.table(
+        "Parity with the trained network",
+        ("artefact", "verdict", "worst max-abs", "worst PSNR dB", "flipped ‰", "mask IoU", "runtime", "note"),
+        (_row(fact) for fact in facts),
+        right=("worst max-abs", "worst PSNR dB", "flipped ‰", "mask IoU"),
+    )
+    if facts:
+        images = facts[0].images
+        kind = "synthetic images" if images.synthetic else "photographs"
+        terminal.show(f"On {images.count} {kind}: {images.name}.")
+    reasons = dict.fromkeys(fact.note for fact in facts if fact.status == "not executed" and fact.note)
+    for reason in reasons:
+        names = [fact.artifact.label for fact in facts if fact.note == reason]
+        terminal.show(f"{len(names)} not executed: {reason}")
+
+
+def _row(fact: ParityResult) -> tuple[str, ...]:
+    worst = max((output.max_abs for output in fact.outputs), default=None)
+    psnr = min((o.psnr_db for o in fact.outputs if o.psnr_db is not None), default=None)
+    checks = sum(check.passed for check in fact.checks)
+    note = " ".join(fact.failures)
+    if fact.status == "not executed":
+        note = (
+            f"not executed yet; {checks}/{len(fact.checks)} structural checks" if fact.checks else "see below"
+        )
+    return (
+        fact.artifact.label,
+        fact.status,
+        "–" if worst is None else f"{worst:.2e}",
+        "–" if psnr is None else f"{psnr:.1f}",
+        "–" if fact.flipped_permille is None else f"{fact.flipped_permille:.3f}",
+        "–" if fact.mask_iou is None else f"{fact.mask_iou:.5f}",
+        fact.runtime,
+        note,
+    )

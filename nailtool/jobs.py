@@ -1,0 +1,97 @@
+"""What runs inside a worker process: one function per kind of stage, from files to files."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nailcore.artifact import manifest_path, open_artifact, write_manifest
+from nailcore.errors import ConversionError
+from nailcore.facts import write_fact
+from nailcore.storage import replacing
+from nailcore.variant import Variant
+
+if TYPE_CHECKING:
+    from nailcore.data.folder import Dataset
+
+Progress = Callable[[int, int], None]
+
+
+def convert(
+    *, target: str, variant: Variant, recipe: dict[str, Any], parent: Path, out: Path, progress: Progress
+) -> None:
+    """Make one artefact and its manifest. A parent that is an artefact is checked against its own."""
+    if manifest_path(parent).is_file():
+        open_artifact(manifest_path(parent))
+    artifact = importlib.import_module(target).convert(variant, recipe, parent, out)
+    if artifact.file != out.name:
+        raise ConversionError(f"{target} described '{artifact.file}' but was asked to write '{out.name}'.")
+    write_manifest(out, artifact)
+
+
+def render_embedded(*, out: Path, progress: Progress) -> None:
+    """Render the default data folder."""
+    from nailcore.data.synth import make_embedded_set
+
+    with replacing(out) as scratch:
+        make_embedded_set(scratch, progress=progress)
+
+
+@lru_cache(maxsize=2)
+def _open_dataset(root: Path) -> Dataset:
+    from nailcore.data.folder import open_dataset
+
+    return open_dataset(root)
+
+
+def check_parity(*, manifest: Path, weights: Path, data: Path, fact: Path, progress: Progress) -> None:
+    """Compare one artefact with the trained network on the held-out images."""
+    from benchmark import parity
+
+    write_fact(fact, parity.check_parity(manifest, weights, _open_dataset(data), "held-out"))
+
+
+def evaluate_accuracy(
+    *, variant: Variant, weights: Path, data: Path, fact: Path, overlay_dir: Path, progress: Progress
+) -> None:
+    """Accuracy of one variant on the held-out images, with an overlay per image."""
+    from benchmark import accuracy
+
+    with replacing(overlay_dir) as scratch:
+        scratch.mkdir()
+        result = accuracy.evaluate_accuracy(variant, weights, _open_dataset(data), "held-out", scratch)
+    write_fact(fact, result)
+
+
+def profile_device(
+    *,
+    device: str,
+    manifests: Sequence[Path],
+    facts: Sequence[Path],
+    settings: dict[str, int],
+    progress: Progress,
+) -> None:
+    """Time all artefacts of one device, interleaved."""
+    from benchmark.latency import ProfileSettings
+
+    module = importlib.import_module(device)
+    measurements = module.profile(manifests, ProfileSettings(**settings), progress)
+    if len(measurements) != len(facts):
+        raise ConversionError(f"{device} returned {len(measurements)} measurements for {len(facts)} files.")
+    for fact, measurement in zip(facts, measurements, strict=True):
+        write_fact(fact, measurement)
+
+
+def render_report(
+    *, out_dir: Path, context: dict[str, Any], data: Path, report: Path, progress: Progress
+) -> None:
+    """Write the HTML report from the facts of an output folder."""
+    from benchmark.report import ReportContext, collect_facts, write_report
+    from benchmark.report import render_report as render
+
+    images = _open_dataset(data).describe("held-out")
+    found = collect_facts(out_dir, ReportContext(images=images, **context))
+    write_report(report, render(found))

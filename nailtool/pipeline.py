@@ -1,0 +1,298 @@
+"""What the commands run: plans stages, holds the output folder, runs what is stale."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nailcore.errors import ArtifactError, DataError, MissingToolError
+from nailcore.facts import ParityResult, Skipped, read_fact, write_fact
+from nailtool.engine import explain_stages, run_stages
+from nailtool.lock import check_free_space, hold_folder
+from nailtool.rooms import Registry
+from nailtool.schedule import Watcher
+from nailtool.shadow import HOME, ROOMS
+from nailtool.stage import Cost, Stage, StageResult, Status
+from nailtool.stages import DataNode, Plan, Unit
+
+DEFAULT_OUT = Path("artifacts")
+DEFAULT_REPORTS = Path("reports")
+DEFAULT_JOBS = min(2, os.cpu_count() or 1)  # a tensorflow worker needs up to 1.7 GB
+REPORT_NAME = "report.html"
+DEFAULT_SETTINGS = {"rounds": 15, "threads": 1}
+EMBEDDED_WORDS = "embedded synthetic hands: rendered, no photographs"
+
+
+MakeDisplay = Callable[[Sequence[Stage]], AbstractContextManager[Watcher]]
+
+
+class _Silence:
+    """A watcher that tells nobody."""
+
+    def started(self, stage: Stage) -> None:
+        """Says nothing."""
+
+    def advanced(self, stage: Stage, done: int, total: int) -> None:
+        """Says nothing."""
+
+    def finished(self, stage: Stage, status: Status, cost: Cost) -> None:
+        """Says nothing."""
+
+
+def _silent(_: Sequence[Stage]) -> AbstractContextManager[Watcher]:
+    return nullcontext(_Silence())
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where and how a command runs."""
+
+    registry: Registry
+    out_dir: Path = DEFAULT_OUT
+    jobs: int = DEFAULT_JOBS
+    force: bool = False
+    explain: bool = False
+    watch: MakeDisplay = _silent
+
+    @property
+    def plan(self) -> Plan:
+        """Stages for this registry and folder."""
+        return Plan(self.registry, self.out_dir.resolve())
+
+
+def run_plan(order: Order, stages: Sequence[Stage], data: Path | None = None) -> list[StageResult]:
+    """Hold the output folder and run (or only explain) the stages.
+
+    Raises:
+        BusyError: another command works in the folder.
+        MissingToolError: the disk is nearly full.
+        DataError: a stage has to read the user's data folder, and it is not in order.
+    """
+    with hold_folder(order.out_dir.resolve()) as folder:
+        return _run_held(order, stages, folder, data)
+
+
+def _run_held(order: Order, stages: Sequence[Stage], folder: Path, data: Path | None) -> list[StageResult]:
+    if order.explain:
+        return explain_stages(stages, folder)
+
+    def before_run(stale: Sequence[Stage]) -> None:
+        check_free_space(folder)
+        if data is not None and any(isinstance(node, DataNode) for s in stale for node in s.inputs):
+            from nailcore.data.folder import open_dataset
+
+            open_dataset(data)
+
+    with order.watch(stages) as watcher:
+        return run_stages(
+            stages, folder, jobs=order.jobs, watcher=watcher, force=order.force, before_run=before_run
+        )
+
+
+def check_data(data: Path | None) -> Path | None:
+    """The data folder as given, if there is one at all; its contents are checked when they are needed."""
+    if data is not None and not data.is_dir():
+        raise DataError(
+            f"{data}: no such folder.",
+            hint="A data folder holds images/*.jpg and masks/*.png with equal file stems.",
+        )
+    return None if data is None else data.resolve()
+
+
+def build_variants(order: Order, units: Sequence[Unit]) -> list[StageResult]:
+    """Convert every stale unit, parents first."""
+    return run_plan(order, order.plan.build_stages(units))
+
+
+def find_built(units: Sequence[Unit]) -> list[Unit]:
+    """Units that have been built (with a manifest beside them).
+
+    Raises:
+        ArtifactError: none has.
+    """
+    built = [unit for unit in units if unit.manifest.exists()]
+    if not built:
+        folder = units[0].path.parent.parent if units else DEFAULT_OUT
+        raise ArtifactError(
+            f"{folder}: holds none of the {len(units)} artefacts asked for.",
+            hint="Run `nailtool build-variants` first.",
+        )
+    return built
+
+
+def check_parity(order: Order, units: Sequence[Unit], data: Path | None) -> list[StageResult]:
+    """Compare built artefacts with the trained network; facts are written per artefact."""
+    plan = order.plan
+    node = plan.data_node(data)
+    browser = _describe_browser()
+    stages = [plan.parity_stage(unit, node, browser) for unit in _by_variant(units)]
+    return run_plan(order, [*_data_stages(plan, data), *stages], data)
+
+
+def evaluate_accuracy(order: Order, variants: Sequence[str], data: Path | None) -> list[StageResult]:
+    """Evaluate the weights of variants; facts are written per variant."""
+    plan = order.plan
+    node = plan.data_node(data)
+    stages = [plan.accuracy_stage(order.registry.variants[name], node) for name in variants]
+    return run_plan(order, [*_data_stages(plan, data), *stages], data)
+
+
+def measure_latency(
+    order: Order, device: str, units: Sequence[Unit], settings: Mapping[str, int]
+) -> list[StageResult]:
+    """Time built artefacts on one device.
+
+    Raises:
+        MissingToolError: the device cannot be used on this machine.
+    """
+    obstacle = importlib.import_module(order.registry.devices[device]).find_obstacle()
+    if obstacle is not None:
+        raise MissingToolError(
+            f"The device '{device}' cannot be used here: {obstacle.reason}", hint=obstacle.remedy
+        )
+    return run_plan(order, [order.plan.latency_stage(device, units, settings, _describe_machine())])
+
+
+def list_device_units(order: Order, device: str, units: Sequence[Unit]) -> list[Unit]:
+    """Those of the units that a device can run."""
+    kinds = importlib.import_module(order.registry.devices[device]).KINDS
+    return [unit for unit in units if unit.kind in kinds]
+
+
+def make_report(
+    order: Order, data: Path | None, reports_dir: Path, command: str
+) -> tuple[list[StageResult], Path]:
+    """Run whatever is stale of build, parity, accuracy and latency, then render the report.
+
+    A failed stage leaves a gap in the report, and its failure in the results.
+    """
+    plan = order.plan
+    registry = order.registry
+    out_dir = order.out_dir.resolve()
+    units = plan.list_units(registry.variants.values(), registry.targets, registry.recipes.values())
+    node = plan.data_node(data)
+    browser, machine = _describe_browser(), _describe_machine()
+    stages = [
+        *plan.build_stages(units),
+        *_data_stages(plan, data),
+        *(plan.accuracy_stage(variant, node) for variant in registry.variants.values()),
+        *(plan.parity_stage(unit, node, browser) for unit in _by_variant(units)),
+    ]
+    obstacles = {
+        name: importlib.import_module(module).find_obstacle() for name, module in registry.devices.items()
+    }
+    for name, obstacle in obstacles.items():
+        device_units = list_device_units(order, name, units)
+        if obstacle is None and device_units:
+            stages.append(plan.latency_stage(name, device_units, DEFAULT_SETTINGS, machine))
+    report = reports_dir.resolve() / REPORT_NAME
+    with hold_folder(out_dir) as folder:
+        results = _run_held(order, stages, folder, data)
+        _write_obstacles(out_dir, obstacles)
+        context = {
+            "command": command,
+            "tool_version": _tool_version(),
+            "source_sha256": _hash_all_sources(),
+            "data": EMBEDDED_WORDS if data is None else f"photographs of the folder '{data.name}'",
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        # Planned only now: it reads every fact that exists after the stages above.
+        if node.state() is not None:
+            results += _run_held(order, [plan.report_stage(report, node, context)], folder, data)
+    return results, report
+
+
+def _data_stages(plan: Plan, data: Path | None) -> list[Stage]:
+    return [plan.embedded_stage()] if data is None else []
+
+
+def _by_variant(units: Sequence[Unit]) -> list[Unit]:
+    """Variants together: a worker keeps the reference network of the last one."""
+    return sorted(units, key=lambda unit: unit.variant.name)
+
+
+def _write_obstacles(out_dir: Path, obstacles: Mapping[str, Skipped | None]) -> None:
+    for name, obstacle in obstacles.items():
+        path = out_dir / "facts" / "skipped" / f"latency-{name}.json"
+        if obstacle is not None:
+            write_fact(path, obstacle)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _describe_machine() -> dict[str, str]:
+    from nailcore.measure import describe_machine
+
+    machine = describe_machine()
+    return {"machine": f"{machine.cpu}, {machine.cores} cores"}
+
+
+def _describe_browser() -> str:
+    from deploy.chromium import find_browser
+
+    try:
+        found = find_browser()
+    except MissingToolError:
+        return "none"
+    # Starting it to ask its version would cost a second in every command.
+    return f"{found.name}, {found.stat().st_size} bytes"
+
+
+def _tool_version() -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version("nailtool")
+
+
+def list_sources() -> Iterator[Path]:
+    """Every source file of nailtool and its rooms."""
+    for room in (*ROOMS, "nailtool"):
+        yield from sorted((HOME / room).rglob("*.py"))
+
+
+def _hash_all_sources() -> str:
+    digest = hashlib.sha256()
+    for path in list_sources():
+        digest.update(path.relative_to(HOME).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def summarise_cost(results: Sequence[StageResult]) -> Cost:
+    """CPU and wall seconds summed, memory as the highest of all."""
+    return Cost(
+        cpu_s=sum(result.cost.cpu_s for result in results),
+        wall_s=sum(result.cost.wall_s for result in results),
+        peak_rss_bytes=max((result.cost.peak_rss_bytes for result in results), default=0),
+    )
+
+
+def describe_results(results: Sequence[StageResult]) -> list[dict[str, Any]]:
+    """Results as plain data for ``--json``."""
+    return [
+        {
+            "stage": result.stage.name,
+            "status": result.status,
+            "reasons": list(result.reasons),
+            "cpu_s": round(result.cost.cpu_s, 3),
+            "wall_s": round(result.cost.wall_s, 3),
+            "peak_rss_bytes": result.cost.peak_rss_bytes,
+            "error": None if result.error is None else str(result.error),
+        }
+        for result in results
+    ]
+
+
+def find_failed_parity(order: Order) -> list[str]:
+    """Labels of artefacts whose parity, as it stands in the output folder, is negative."""
+    registry, plan = order.registry, order.plan
+    units = plan.list_units(registry.variants.values(), registry.targets, registry.recipes.values())
+    paths = [plan.parity_fact(unit) for unit in units]
+    facts = [read_fact(path, ParityResult) for path in paths if path.is_file()]
+    return [fact.artifact.label for fact in facts if fact.status == "failed"]
