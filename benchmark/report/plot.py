@@ -267,12 +267,13 @@ def place_labels(points: Sequence[Point], lines: Sequence[Line]) -> list[Point]:
 
 
 def _occupy(point: Point) -> list[Box]:
-    """What a label must not cover: the marker and the two whiskers."""
+    """What a label must not cover: the marker, the two whiskers and the bar of the CPU time."""
     reach = MARKER + 2
     return [
         Box(point.x - reach, point.y - reach, point.x + reach, point.y + reach),
         Box(point.x - 2, min(point.low_y, point.high_y), point.x + 2, max(point.low_y, point.high_y)),
         Box(min(point.x, point.cpu_x), point.y - 3, max(point.p90_x, point.cpu_x), point.y + 3),
+        Box(point.cpu_x - 4, point.y - 8, point.cpu_x + 4, point.y + 8),
     ]
 
 

@@ -68,7 +68,7 @@ def _say(states: Counter[ParityState], failed: Sequence[str]) -> tuple[Tone, str
     if not executed:
         return "plain", f"No file has been executed against the trained network yet.{rest}"
     which = "The one executed file computes" if executed == 1 else f"All {executed} executed files compute"
-    return "good", f"{which} what the trained network computes.{rest}"
+    return "good", f"{which} what the trained network computes, within the limits.{rest}"
 
 
 def _list_failures(file: FileRow) -> list[Failure]:
