@@ -78,7 +78,8 @@ class Sample:
         """(H, W) nail mask; raises DataError when unreadable or of another size than the image."""
         import cv2
 
-        raw = cv2.imdecode(np.fromfile(self.mask, dtype=np.uint8), cv2.IMREAD_GRAYSCALE)
+        data = np.fromfile(self.mask, dtype=np.uint8)
+        raw = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
         if raw is None:
             raise DataError(f"{self.mask}: not a readable mask image.")
         return np.asarray(raw > 127)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,9 @@ def save_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> No
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as scratch:
-        save_file(state, scratch, metadata=metadata)
+        # One key alone: safetensors writes several in random order, and equal weights must make
+        # equal bytes.
+        save_file(state, scratch, metadata={"nailtool": json.dumps(metadata, sort_keys=True)})
 
 
 def init_encoders(network: Cascade, path: Path) -> int:
