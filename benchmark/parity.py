@@ -12,13 +12,14 @@ import numpy.typing as npt
 
 from deploy import find_target
 from model_zoo import find_variant
-from nailcore.artifact import Artifact, open_artifact
+from nailcore.artifact import Artifact, manifest_path, open_artifact, read_manifest
 from nailcore.data.folder import Dataset, Sample, Split
-from nailcore.errors import ConversionError, MissingToolError, NailtoolError
+from nailcore.errors import ArtifactError, ConversionError, MissingToolError, NailtoolError
 from nailcore.facts import ArtifactRef, Check, Limits, OutputParity, ParityResult
 from nailcore.measure import describe_machine
 from nailcore.preprocess import letterbox
 from nailcore.runtime import Images, Logits, Runner
+from nailcore.storage import hash_file
 from nailcore.variant import Variant
 
 LIMITS_FILE = Path(__file__).parent / "limits.toml"
@@ -171,45 +172,88 @@ def compare_runners(
     return comparison
 
 
-def check_parity(manifest: Path, weights: Path, dataset: Dataset, split: Split) -> ParityResult:
-    """Compare the artefact of a manifest with the torch network on one part of a data folder.
-
-    A negative verdict is a result, not an exception; so is "not executed".
+def find_weights_hash(manifest: Path) -> str:
+    """The hash of the weights an artefact descends from, along the manifests of its parents.
 
     Raises:
-        ArtifactError, WeightsError, DataError: an input is missing or damaged.
+        ArtifactError: a manifest on the way is damaged.
     """
-    artifact, path = open_artifact(manifest)
+    artifact = read_manifest(manifest)
+    parent = manifest_path(manifest.parent / artifact.made_by.parent)
+    if not parent.is_file():
+        return artifact.made_by.parent_sha256
+    if read_manifest(parent).sha256 != artifact.made_by.parent_sha256:
+        return ""  # converted from a file that has since been replaced
+    return find_weights_hash(parent)
+
+
+@dataclass
+class _Verdict:
+    runtime: str = "not executed"
+    versions: dict[str, str] = field(default_factory=dict)
+    comparison: Comparison | None = None
+    checks: list[Check] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    note: str = ""
+
+
+def _execute(artifact: Artifact, path: Path, weights: Path, samples: tuple[Sample, ...]) -> _Verdict:
+    verdict = _Verdict()
     variant = find_variant(artifact.variant)
     target = find_target(artifact.kind)
-    checks: list[Check] = []
-    failures: list[str] = []
     if hasattr(target, "check_structure"):
-        checks = target.check_structure(variant, artifact, path)
-        failures = [f"{artifact.label}: {c.name}: {c.detail}." for c in checks if not c.passed]
-    comparison, runtime, versions, note = None, "not executed", {}, ""
+        verdict.checks = target.check_structure(variant, artifact, path)
+        verdict.failures = [
+            f"{artifact.label}: {c.name}: {c.detail}." for c in verdict.checks if not c.passed
+        ]
     try:
         runner = target.open_runner(artifact, path)
     except MissingToolError as error:
-        note = str(error)
-    else:
-        runtime, versions = runner.runtime, runner.versions
-        try:
-            reference = TorchReference(variant, weights)
-            versions = {**versions, **reference.versions}
-            comparison = compare_runners(reference, runner, dataset.part(split), variant)
-            failures += judge(artifact.label, comparison, limits_of(artifact))
-        except ConversionError as error:
-            failures.append(f"{artifact.label}: {error.message}")
-            comparison = None
-        finally:
-            runner.close()
-    status = "failed" if failures else "not executed" if note else "passed"
+        verdict.note = str(error)
+        return verdict
+    try:
+        reference = TorchReference(variant, weights)
+        verdict.runtime = runner.runtime
+        verdict.versions = {**runner.versions, **reference.versions}
+        comparison = compare_runners(reference, runner, samples, variant)
+        verdict.failures += judge(artifact.label, comparison, limits_of(artifact))
+        verdict.comparison = comparison
+    except ConversionError as error:
+        verdict.failures.append(f"{artifact.label}: {error.message}")
+    finally:
+        runner.close()
+    return verdict
+
+
+def check_parity(manifest: Path, weights: Path, dataset: Dataset, split: Split) -> ParityResult:
+    """Compare the artefact of a manifest with the torch network on one part of a data folder.
+
+    A negative verdict is a result, not an exception: so are a file that is damaged, one that was
+    built from other weights, and one that nothing here can execute.
+
+    Raises:
+        ArtifactError: the manifest is missing or damaged.
+        WeightsError, DataError: the reference itself cannot be had.
+    """
+    artifact = read_manifest(manifest)
+    weights_sha256 = hash_file(weights)
+    try:
+        _, path = open_artifact(manifest)
+        verdict = _execute(artifact, path, weights, dataset.part(split))
+    except ArtifactError as error:
+        verdict = _Verdict(failures=[f"{artifact.label}: {error.message}"])
+    if find_weights_hash(manifest) != weights_sha256:
+        verdict.failures.append(
+            f"{artifact.label}: was not built from the weights it is compared with ({weights.name}, "
+            f"SHA-256 {weights_sha256[:12]}…)."
+        )
+    comparison = verdict.comparison
     return ParityResult(
         artifact=ArtifactRef.of(artifact),
-        status=status,
-        runtime=runtime,
-        versions=versions,
+        weights_sha256=weights_sha256,
+        status="failed" if verdict.failures else "not executed" if verdict.note else "passed",
+        runtime=verdict.runtime,
+        versions=verdict.versions,
         machine=describe_machine(),
         images=dataset.describe(split),
         limits=limits_of(artifact),
@@ -218,7 +262,7 @@ def check_parity(manifest: Path, weights: Path, dataset: Dataset, split: Split) 
         worst_image_flipped_permille=comparison.worst[0] if comparison else None,
         worst_image=comparison.worst[1] if comparison else None,
         mask_iou=comparison.mask_iou if comparison else None,
-        checks=checks,
-        failures=failures,
-        note=note,
+        checks=verdict.checks,
+        failures=verdict.failures,
+        note=verdict.note,
     )

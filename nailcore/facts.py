@@ -96,6 +96,7 @@ class ParityResult(Fact):
     """Does this file still compute what the trained network computes?"""
 
     artifact: ArtifactRef
+    weights_sha256: str  # of the network it was compared with
     status: Literal["passed", "failed", "not executed"]
     runtime: str
     versions: dict[str, str]
@@ -142,6 +143,28 @@ class AccuracyResult(Fact):
     boundary_f: Interval  # 2 px tolerance with the image scaled to a 480 px long side
     per_image: list[ImageAccuracy]
     measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class WeightsFacts(Fact):
+    """What is known of a weights file; written by ``nailtool train`` beside it."""
+
+    weights: str  # stem, e.g. "nail55"
+    sha256: str
+    size_bytes: int
+    encoder: str
+    encoder_layers: int
+    fusion_width: int
+    parameters: int  # of the export form
+    heads_trained: tuple[str, ...]  # the other heads hold their random initialisation
+    trained_on: ImageSet
+    init: str  # file name of the encoder initialisation, or "random"
+    init_sha256: str
+    command: str
+    config: dict[str, object]
+    versions: dict[str, str]
+    machine: Machine
+    accuracy: list[AccuracyResult]  # on photographs held out of the training, largest input first
+    trained_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 class Measurement(Fact):

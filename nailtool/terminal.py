@@ -71,6 +71,10 @@ class Terminal:
         if hint:
             console.print(f"→ {hint}", style="yellow", markup=False, soft_wrap=True)
 
+    def console(self) -> Console:
+        """Where progress goes."""
+        return self._console(stderr=True)
+
     def watch(self, stages: Sequence[Stage]) -> Display:
         """A progress display that suits the terminal."""
         from nailtool.progress import make_display

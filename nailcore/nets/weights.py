@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from nailcore.errors import WeightsError
+from nailcore.facts import WeightsFacts, read_fact
 from nailcore.nets.cascade import Cascade, build_cascade
 from nailcore.nets.mobilenetv2 import MobileNetV2Prefix, keras_names
-from nailcore.storage import replacing
+from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
 
 
@@ -38,10 +39,32 @@ def load_weights(variant: Variant, path: Path) -> Cascade:
             f"{path}: not a readable safetensors file: {error}",
             hint="The file is damaged: restore it from the repository or train again.",
         ) from error
+    check_recorded_hash(path)
     network = build_cascade(variant)
     check_state(network, state, path)
     network.load_state_dict(state)
     return network.eval()
+
+
+def check_recorded_hash(path: Path) -> None:
+    """Compare a weights file with the facts beside it (``nail55.json``), where there are any.
+
+    A flipped bit in a safetensors file still loads; only the recorded hash tells.
+
+    Raises:
+        WeightsError: the file is not the one its facts describe.
+        ArtifactError: the facts themselves are damaged.
+    """
+    facts_path = path.with_suffix(".json")
+    if not facts_path.is_file():
+        return
+    facts, found = read_fact(facts_path, WeightsFacts), hash_file(path)
+    if found != facts.sha256:
+        raise WeightsError(
+            f"{path}: its bytes changed since it was trained "
+            f"(SHA-256 {found[:12]}…, {facts_path.name} says {facts.sha256[:12]}…).",
+            hint="The file is damaged: restore it from the repository, or train again.",
+        )
 
 
 def check_state(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:

@@ -107,6 +107,7 @@ def make_parity(artifact: Artifact, images: ImageSet, rng: np.random.Generator) 
     fp32 = artifact.recipe == "fp32"
     shared = {
         "artifact": ArtifactRef.of(artifact),
+        "weights_sha256": "0" * 64,
         "runtime": RUNTIMES[artifact.kind],
         "versions": {} if artifact.kind == "coreml" else {"torch": "2.13.0"},
         "machine": MACHINE,
