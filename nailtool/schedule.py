@@ -143,7 +143,7 @@ class Scheduler:
             worker.close()
         if len(self._busy) + len(self._idle) >= self.jobs:
             return None
-        return Worker(stage.family)
+        return Worker(stage.family, self.log_dir)
 
     def _collect(self, session: Session) -> None:
         """Wait for messages and settle the stages that ended."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import multiprocessing
 import os
 import re
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +99,11 @@ def _read_memory() -> tuple[int, int]:
     return peak_bytes, peak_bytes
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(lifeline: int) -> None:
     """Leave nothing behind when the command itself is killed: take the browsers along, too."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
 
     def watch() -> None:
-        wait([parent.sentinel])
+        os.read(lifeline, 1)  # nothing is ever written: this returns when the parent is gone
         _kill_children(os.getpid())
         os._exit(1)
 
@@ -122,11 +119,11 @@ def _kill_children(pid: int) -> None:
                 child.kill()
 
 
-def serve(pipe: Connection) -> None:
+def serve(channel: int, lifeline: int) -> None:
     """The worker's main loop: one request after the other until the pipe closes."""
-    os.environ.update(THREAD_VARIABLES)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _end_with_parent()
+    _end_with_parent(lifeline)
+    pipe = Connection(channel)
     while True:
         try:
             request = pipe.recv()
@@ -178,30 +175,40 @@ def _output_to(log: Path) -> Any:
 
 
 class Worker:
-    """One process that runs requests of one family, one at a time."""
+    """One process that runs requests of one family, one at a time.
 
-    def __init__(self, family: str) -> None:
+    A plain subprocess, not one of `multiprocessing`: that would import the caller's main module again,
+    which costs a second under pytest and starts a user's script anew when it has no main guard.
+    """
+
+    def __init__(self, family: str, log_dir: Path) -> None:
         self.family = family
         self.affinity = ""  # of the last stage it took
         self.stages_done = 0
         self.rss_bytes = 0
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(
-            target=serve, args=(theirs,), name=f"nailtool {family}", daemon=False
-        )
-        # Inherited by the child before it imports anything.
-        saved = {key: os.environ.get(key) for key in THREAD_VARIABLES}
-        os.environ.update(THREAD_VARIABLES)
-        try:
-            self.process.start()
-        finally:
-            for key, value in saved.items():
-                if value is None:
-                    del os.environ[key]
-                else:
-                    os.environ[key] = value
+        ours, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        log_dir.mkdir(parents=True, exist_ok=True)
+        code = f"from nailtool.workers import serve; serve({theirs.fileno()}, {lifeline})"
+        # -P and our own path: what this process imports, the worker imports, wherever it was started.
+        environment = {
+            **os.environ,
+            **THREAD_VARIABLES,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        with (log_dir / f"worker.{family.replace(' ', '.')}.log").open("w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", code],
+                pass_fds=(theirs.fileno(), lifeline),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C on the terminal does not reach it
+            )
         theirs.close()
+        os.close(lifeline)
+        self.pipe = Connection(ours.detach())
 
     @property
     def worn_out(self) -> bool:
@@ -221,8 +228,8 @@ class Worker:
         try:
             message = self.pipe.recv()
         except (EOFError, OSError) as error:
-            self.process.join(_GRACE_S)
-            raise WorkerDiedError(_describe_exit(self.process.exitcode)) from error
+            self._wait()
+            raise WorkerDiedError(_describe_exit(self.process.returncode)) from error
         if isinstance(message, Reply):
             self.stages_done += 1
             self.rss_bytes = message.rss_bytes
@@ -232,18 +239,24 @@ class Worker:
 
     def close(self) -> None:
         """Let an idle worker end."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError):
             self.pipe.send(None)
-            self.process.join(_GRACE_S)
+            self._wait()
         self.kill()
 
     def kill(self) -> None:
         """End the process and everything it started, now."""
-        if self.process.pid is not None and self.process.is_alive():
+        if self.process.poll() is None:
             _kill_children(self.process.pid)
             self.process.kill()
-        self.process.join(_GRACE_S)
-        self.pipe.close()
+        self._wait()
+        if not self.pipe.closed:
+            self.pipe.close()
+            os.close(self._lifeline)
+
+    def _wait(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GRACE_S)
 
 
 def _describe_exit(code: int | None) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +20,7 @@ from nailcore.artifact import open_artifact
 from nailcore.errors import BusyError, ConversionError, MissingToolError, WeightsError
 from nailtool import lock, stages
 from nailtool.pipeline import Order, build_variants, find_built
+from nailtool.sources import hash_sources
 from nailtool.stage import StageResult
 from nailtool.stages import Unit
 from nailtool.workers import StageCrashError, WorkerDiedError
@@ -124,7 +128,7 @@ def test_explain_names_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     stages._version.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(stages.importlib.metadata, "version", lambda _: "99.1")
+        patch.setattr(importlib.metadata, "version", lambda _: "99.1")
         found = explain(tmp_path)
     stages._version.cache_clear()
     assert len(found) == 6
@@ -132,8 +136,9 @@ def test_explain_names_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["nail55-64 onnx fp32"] == (f"tool numpy changed: {old} → 99.1",)
 
     with monkeypatch.context() as patch:
-        real = stages.hash_sources
-        patch.setattr(stages, "hash_sources", lambda entries: real(entries) | {"deploy/new.py": "0" * 64})
+        patch.setattr(
+            stages, "hash_sources", lambda entries: hash_sources(entries) | {"deploy/new.py": "0" * 64}
+        )
         assert explain(tmp_path)["nail55-64 onnx fp32"] == ("new input: source deploy/new.py",)
     assert explain(tmp_path) == {}
 
@@ -143,8 +148,6 @@ def test_explain_shows_the_key_of_a_changed_declaration(tmp_path: Path) -> None:
     run(order)
     variants = dict(order.registry.variants)
     variants["nail43-64"] = variants["nail43-64"].model_copy(update={"fusion_width": 32})
-    from dataclasses import replace
-
     changed = replace(order, registry=replace(order.registry, variants=variants), explain=True)
     result = run(changed)["nail43-64 onnx fp32"]
     assert result.reasons == ("variant nail43-64 changed: fusion_width 64 → 32",)
@@ -201,7 +204,7 @@ def test_missing_weights_are_said_before_anything_runs(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock.shutil, "disk_usage", lambda _: type("U", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("U", (), {"free": 1000})())
     with pytest.raises(MissingToolError, match="free"):
         run(make_order(tmp_path))
     assert not list((tmp_path / "out").glob("nail*"))
