@@ -178,35 +178,64 @@ def make_report(
     out_dir = order.out_dir.resolve()
     units = plan.list_units(registry.variants.values(), registry.targets, registry.recipes.values())
     node = plan.data_node(data)
-    browser, machine = _describe_browser(), _describe_machine()
+    browser = _describe_browser()
+    obstacles = {
+        name: importlib.import_module(module).find_obstacle() for name, module in registry.devices.items()
+    }
+    devices = [name for name, obstacle in obstacles.items() if obstacle is None]
     stages = [
         *plan.build_stages(units),
         *_data_stages(plan, data),
         *(plan.accuracy_stage(variant, node) for variant in registry.variants.values()),
         *(plan.parity_stage(unit, node, browser) for unit in _by_variant(units)),
+        *_latency_stages(order, devices, units),
     ]
-    obstacles = {
-        name: importlib.import_module(module).find_obstacle() for name, module in registry.devices.items()
-    }
-    for name, obstacle in obstacles.items():
-        device_units = list_device_units(order, name, units)
-        if obstacle is None and device_units:
-            stages.append(plan.latency_stage(name, device_units, DEFAULT_SETTINGS, machine))
     report = reports_dir.resolve() / REPORT_NAME
+    context = {
+        "command": command,
+        "tool_version": _tool_version(),
+        "source_sha256": _hash_all_sources(),
+        "data": EMBEDDED_WORDS if data is None else f"photographs of the folder '{data.name}'",
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     with hold_folder(out_dir) as folder:
         results = _run_held(order, stages, folder, data)
-        _write_obstacles(out_dir, obstacles)
-        context = {
-            "command": command,
-            "tool_version": _tool_version(),
-            "source_sha256": _hash_all_sources(),
-            "data": EMBEDDED_WORDS if data is None else f"photographs of the folder '{data.name}'",
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        if not order.explain:
+            results = _time_what_was_built(order, devices, units, results, folder)
+            _write_obstacles(out_dir, obstacles)
         # Planned only now: it reads every fact that exists after the stages above.
-        if node.state() is not None:
-            results += _run_held(order, [plan.report_stage(report, node, context)], folder, data)
+        last = plan.report_stage(report, node, context)
+        waiting = sum(result.status == "would run" for result in results)
+        if waiting:
+            results.append(StageResult(last, "would run", (f"{waiting} stages before it would run first",)))
+        elif node.state() is not None:
+            results += _run_held(order, [last], folder, data)
     return results, report
+
+
+def _latency_stages(order: Order, devices: Sequence[str], units: Sequence[Unit]) -> list[Stage]:
+    machine = _describe_machine()
+    chosen = {device: list_device_units(order, device, units) for device in devices}
+    return [
+        order.plan.latency_stage(device, found, DEFAULT_SETTINGS, machine)
+        for device, found in chosen.items()
+        if found
+    ]
+
+
+def _time_what_was_built(
+    order: Order, devices: Sequence[str], units: Sequence[Unit], results: list[StageResult], folder: Path
+) -> list[StageResult]:
+    """One artefact that cannot be built must not keep a device from timing the others."""
+    blocked = [result for result in results if result.stage.exclusive and result.status == "blocked"]
+    if not blocked:
+        return results
+    good = {result.stage.name for result in results if result.status in ("built", "cached")}
+    stages = _latency_stages(order, devices, [unit for unit in units if unit.name in good])
+    names = {result.stage.name for result in blocked}
+    again = [stage for stage in stages if stage.name in names]
+    kept = [result for result in results if result not in blocked]
+    return kept + (_run_held(order, again, folder, None) if again else [])
 
 
 def _data_stages(plan: Plan, data: Path | None) -> list[Stage]:

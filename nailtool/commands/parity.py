@@ -51,6 +51,7 @@ def parity_check(
     Example: nailtool parity-check --data photos --targets onnx
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
+    from nailcore.errors import ArtifactError
     from nailcore.facts import ParityResult, read_fact
     from nailtool.pipeline import Order, check_data, check_parity, describe_results, find_built
 
@@ -84,8 +85,10 @@ def parity_check(
     code = show_failures(terminal, results)
     for fact in failed:
         terminal.complain(f"{fact.artifact.label} failed:", " ".join(fact.failures))
+    # A file that is not the one its manifest describes is a negative verdict, too.
+    unusable = any(isinstance(result.error, ArtifactError) for result in results)
     if failed or code:
-        raise typer.Exit(1 if failed else code)
+        raise typer.Exit(1 if failed or unusable else code)
 
 
 def _show_table(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
