@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from deploy.chromium import BUNDLE_DIR, borrow_session, return_session
 from deploy.tfjs_fold import count_ops
-from deploy.tfjs_freeze import INPUT_NAME, freeze_onnx
+from deploy.tfjs_freeze import INPUT_NAME, freeze_onnx, quiet_native_logs
 from deploy.tfjs_write import Passes, optimise, write_model
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError
@@ -43,7 +43,7 @@ def convert(
         ConversionError: a converter failed, lost a name, or left a dilated convolution split.
     """
     names = tuple(output.name for output in variant.outputs)
-    with measure_cost() as cost:
+    with measure_cost() as cost, quiet_native_logs():
         model = freeze_onnx(parent, names)
         graph = optimise(model, passes)
         with replacing(out) as scratch:
