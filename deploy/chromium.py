@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -176,6 +177,7 @@ class ChromiumSession:
     def open_page(self) -> Page:
         """A fresh page, in a context of its own, on which ``window.nailtool`` is ready."""
         page = self._browser.new_context().new_page()
+        page.set_default_timeout(0)  # one clock: the one in _guard
         self._guard(
             lambda: (
                 page.goto(f"{self._server.origin}/web/index.html"),
@@ -250,6 +252,8 @@ class ChromiumSession:
         from playwright.sync_api import Error
 
         self.alive = False
+        # Ctrl-C reaches the driver too; asyncio would report its end once more, after our own message.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         with contextlib.suppress(Error):  # it may be gone already, which is what we want
             self._browser.close()
         self._playwright.stop()
