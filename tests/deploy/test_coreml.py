@@ -107,7 +107,7 @@ def resize_input(spec: Any) -> None:
     spec.description.input[0].type.imageType.height = 64
 
 
-DEFECTS = {
+DEFECTS: dict[Callable[[Any], None], str] = {
     swap_colours: "input is an RGB image",
     align_corners: "every resize",
     dilate_otherwise: "convolutions keep",

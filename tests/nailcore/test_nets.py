@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
@@ -110,10 +111,10 @@ def test_unknown_encoder_names_the_known_ones() -> None:
         build_encoders("mobilenetv3", 55)
 
 
-def fake_keras_file(path: Path, last: int) -> dict[str, np.ndarray]:
+def fake_keras_file(path: Path, last: int) -> dict[str, npt.NDArray[np.float64]]:
     prefix = MobileNetV2Prefix(last)
     rng = np.random.default_rng(0)
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, npt.NDArray[np.float64]] = {}
     for ours, conv, norm in keras_names(last):
         weight = prefix.get_submodule(ours).get_parameter("weight")
         o, i, h, w = weight.shape
@@ -121,7 +122,7 @@ def fake_keras_file(path: Path, last: int) -> dict[str, np.ndarray]:
         arrays[f"{conv}/kernel"] = rng.normal(size=(h, w, o, 1) if depthwise else (h, w, i, o))
         for key in ("gamma", "beta", "moving_mean", "moving_variance"):
             arrays[f"{norm}/{key}"] = rng.uniform(0.5, 1, o)
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, **arrays)
     return arrays
 
 
@@ -147,7 +148,7 @@ def test_init_file_problems_are_named(tmp_path: Path) -> None:
         init_encoders(network, tmp_path / "bad.npz")
     arrays = fake_keras_file(tmp_path / "init.npz", 6)
     del arrays["block_3_expand/kernel"]
-    np.savez(tmp_path / "short.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "short.npz", **arrays)
     with pytest.raises(WeightsError, match="block_3_expand/kernel"):
         init_encoders(network, tmp_path / "short.npz")
 
