@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -23,7 +24,7 @@ from nailtool.rooms import Registry
 from nailtool.workers import THREAD_VARIABLES
 
 State = Literal["ok", "missing", "absent"]  # absent: optional here, or another kind of machine
-_IMPORT_TIMEOUT_S = 180
+_IMPORT_TIMEOUT_S = 300  # a cold disk and a busy machine together
 _MINIMUM_MEMORY_BYTES = 4_000_000_000  # two workers of up to 1.7 GB
 
 
@@ -40,12 +41,16 @@ class Finding(BaseModel):
 
 @dataclass(frozen=True)
 class Library:
-    """A library to try: its distribution, the module that has to import, and what needs it."""
+    """A library to try: its distribution, the module that has to import, and what needs it.
+
+    Libraries of one family work in one process, so they are tried in one.
+    """
 
     distribution: str
     module: str
     needed_for: str
     required: bool = True
+    family: str = "torch"
 
 
 LIBRARIES = (
@@ -55,9 +60,9 @@ LIBRARIES = (
     Library("onnxsim", "onnxsim", "ONNX"),
     Library("onnxruntime", "onnxruntime", "parity and latency of ONNX"),
     Library("coremltools", "coremltools", "CoreML"),
-    Library("tensorflow", "tensorflow", "TF.js"),
-    Library("tensorflowjs", "tensorflowjs", "TF.js"),
-    Library("onnx2tf", "onnx2tf", "TF.js"),
+    Library("tensorflow", "tensorflow", "TF.js", family="tensorflow"),
+    Library("tensorflowjs", "tensorflowjs", "TF.js", family="tensorflow"),
+    Library("onnx2tf", "onnx2tf", "TF.js", family="tensorflow"),
     Library("opencv-python-headless", "cv2", "images"),
     Library("playwright", "playwright.sync_api", "driving a browser"),
     Library("lightning-fabric", "lightning_fabric", "training", required=False),
@@ -98,13 +103,17 @@ def _examine_python() -> Finding:
 
 
 def _examine_libraries(libraries: Sequence[Library], *, real_imports: bool) -> list[Finding]:
-    if not real_imports:
-        return [_describe_library(library, _find_version(library), "") for library in libraries]
-    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        problems = list(pool.map(try_import, [library.module for library in libraries]))
+    problems: dict[str, str] = {}
+    if real_imports:
+        families: dict[str, list[str]] = {}
+        for library in libraries:
+            families.setdefault(library.family, []).append(library.module)
+        with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+            for found in pool.map(try_imports, families.values()):
+                problems |= found
     return [
-        _describe_library(library, _find_version(library), problem)
-        for library, problem in zip(libraries, problems, strict=True)
+        _describe_library(library, _find_version(library), problems.get(library.module, ""))
+        for library in libraries
     ]
 
 
@@ -128,24 +137,48 @@ def _describe_library(library: Library, version: str, problem: str) -> Finding:
     )
 
 
-def try_import(module: str) -> str:
-    """Import a module in a process of its own; returns what went wrong, "" when nothing did."""
-    code = f"import {module}"
+_TRY = """
+import importlib, json, sys
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(module)
+        problem = ""
+    except BaseException as error:
+        problem = f"does not import: {type(error).__name__}: {error}"
+    print(json.dumps(["nailtool", module, problem]), flush=True)
+"""
+
+
+def try_imports(modules: Sequence[str]) -> dict[str, str]:
+    """Import modules one after the other in one process; returns what went wrong with each, "" for nothing.
+
+    A module that takes the process down is named, and those behind it are tried in another process.
+    """
+    environment = {**os.environ, **THREAD_VARIABLES}
+    problem = ""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", _TRY, *modules],
             capture_output=True,
             text=True,
             timeout=_IMPORT_TIMEOUT_S,
-            env={**os.environ, **THREAD_VARIABLES},
+            env=environment,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return f"did not import within {_IMPORT_TIMEOUT_S} s"
-    if done.returncode == 0:
-        return ""
-    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-    return f"does not import: {lines[-1] if lines else f'exit code {done.returncode}'}"
+        said, problem = done.stdout, f"does not import: the process ended with code {done.returncode}"
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout.decode() if isinstance(error.stdout, bytes) else ""
+        problem = f"did not import within {_IMPORT_TIMEOUT_S} s"
+    found: dict[str, str] = {}
+    for line in said.splitlines():
+        if line.startswith('["nailtool", '):
+            _, module, trouble = json.loads(line)
+            found[module] = trouble
+    rest = [module for module in modules if module not in found]
+    if rest:
+        found[rest[0]] = problem
+        found |= try_imports(rest[1:]) if rest[1:] else {}
+    return found
 
 
 def _examine_chromium() -> Finding:

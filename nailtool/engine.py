@@ -15,7 +15,7 @@ import pytask
 from pytask import Session, TaskWithoutPath
 
 from nailcore.errors import NailtoolError
-from nailtool.nodes import Node, forget_hashes
+from nailtool.nodes import SOURCE_NODE, TOOLS_NODE, Node, forget_hashes
 from nailtool.schedule import STATUS, Scheduler, Watcher
 from nailtool.stage import Cost, Stage, StageResult
 from nailtool.workers import StageCrashError
@@ -192,7 +192,22 @@ def _phrase_all(stage: Stage, changes: Sequence[Any]) -> Iterator[str]:
         yield "never built in this folder" if missing else "no record of how it was built"
         return
     for change in changes:
-        yield _phrase(change)
+        if change.node_name in (TOOLS_NODE, SOURCE_NODE) and change.reason == "changed":
+            yield from _phrase_members(change)
+        else:
+            yield _phrase(change)
+
+
+def _phrase_members(change: Any) -> Iterator[str]:
+    """A changed table of tools or source files, entry by entry."""
+    word = "tool" if change.node_name == TOOLS_NODE else "source"
+    before, after = json.loads(change.details["old_hash"]), json.loads(change.details["new_hash"])
+    for name in sorted({*before, *after}):
+        old, new = before.get(name), after.get(name)
+        if old is None or new is None:
+            yield f"{word} {name} is {'new' if old is None else 'no longer used'}"
+        elif old != new:
+            yield f"{word} {name} changed{_describe_change(old, new)}"
 
 
 def _phrase(change: Any) -> str:

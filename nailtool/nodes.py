@@ -10,6 +10,9 @@ from typing import Any
 
 from nailcore.storage import hash_path, list_files
 
+TOOLS_NODE = "tools"  # JSON: distribution -> version
+SOURCE_NODE = "source"  # JSON: file of ours -> SHA-256
+
 _Stamp = tuple[tuple[str, int, int, int], ...]
 _hashes: dict[Path, tuple[_Stamp, str]] = {}
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from nailcore.errors import ArtifactError, DataError, MissingToolError
 from nailcore.facts import ParityResult, Skipped, read_fact, write_fact
+from nailcore.variant import Variant
 from nailtool.engine import explain_stages, run_stages
 from nailtool.lock import check_free_space, hold_folder
 from nailtool.rooms import Registry
@@ -167,16 +168,23 @@ def list_device_units(order: Order, device: str, units: Sequence[Unit]) -> list[
 
 
 def make_report(
-    order: Order, data: Path | None, reports_dir: Path, command: str
+    order: Order,
+    data: Path | None,
+    reports_dir: Path,
+    command: str,
+    variants: Mapping[str, Variant] | None = None,
 ) -> tuple[list[StageResult], Path]:
     """Run whatever is stale of build, parity, accuracy and latency, then render the report.
+
+    ``variants`` limits what is run (None: all); the report shows all that the folder holds.
 
     A failed stage leaves a gap in the report, and its failure in the results.
     """
     plan = order.plan
     registry = order.registry
+    chosen = registry.variants if variants is None else variants
     out_dir = order.out_dir.resolve()
-    units = plan.list_units(registry.variants.values(), registry.targets, registry.recipes.values())
+    units = plan.list_units(chosen.values(), registry.targets, registry.recipes.values())
     node = plan.data_node(data)
     browser = _describe_browser()
     obstacles = {
@@ -186,7 +194,7 @@ def make_report(
     stages = [
         *plan.build_stages(units),
         *_data_stages(plan, data),
-        *(plan.accuracy_stage(variant, node) for variant in registry.variants.values()),
+        *(plan.accuracy_stage(variant, node) for variant in chosen.values()),
         *(plan.parity_stage(unit, node, browser) for unit in _by_variant(units)),
         *_latency_stages(order, devices, units),
     ]

@@ -38,8 +38,16 @@ def find_imports(name: str) -> frozenset[str]:
     return frozenset(found for found in _list_imports(tree, package) if find_module(found))
 
 
-def _list_imports(tree: ast.AST, package: str) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _list_statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Every statement at any depth; expressions, the bulk of a tree, cannot import."""
+    for node in body:
+        yield node
+        for part in ("body", "orelse", "handlers", "finalbody", "cases"):
+            yield from _list_statements(getattr(node, part, ()))
+
+
+def _list_imports(tree: ast.Module, package: str) -> Iterator[str]:
+    for node in _list_statements(tree.body):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _with_parents(alias.name)

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from nailcore.artifact import artifact_path, manifest_path
 from nailcore.errors import WeightsError
 from nailcore.variant import Variant
-from nailtool.nodes import FileNode, Node, ValueNode, hash_content
+from nailtool.nodes import SOURCE_NODE, TOOLS_NODE, FileNode, Node, ValueNode, hash_content
 from nailtool.rooms import Registry
 from nailtool.shadow import HOME
 from nailtool.sources import hash_sources
@@ -86,17 +86,25 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def _tools(*distributions: str) -> Iterator[Node]:
-    yield from (ValueNode(f"tool {name}", _version(name)) for name in dict.fromkeys(distributions))
+# One node for all tools and one for all sources of a stage, as JSON: pytask's bookkeeping costs per node.
+def _tools(*distributions: str) -> ValueNode:
+    return ValueNode(TOOLS_NODE, _as_json({name: _version(name) for name in distributions}))
 
 
-def _sources(entries: Iterable[str], resources: Iterable[str] = ()) -> Iterator[Node]:
-    yield from (ValueNode(f"source {path}", sha) for path, sha in hash_sources(entries).items())
-    yield from (FileNode(f"source {path}", HOME / path) for path in resources if (HOME / path).exists())
+def _sources(entries: Iterable[str], resources: Iterable[str] = ()) -> ValueNode:
+    found = hash_sources(entries)
+    for path in resources:
+        if (HOME / path).exists():
+            found[path] = hash_content(HOME / path)
+    return ValueNode(SOURCE_NODE, _as_json(found))
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _config(model: Variant | Recipe, kind: str) -> ValueNode:
-    return ValueNode(f"{kind} {model.name}", json.dumps(model.model_dump(mode="json"), sort_keys=True))
+    return ValueNode(f"{kind} {model.name}", _as_json(model.model_dump(mode="json")))
 
 
 class Plan:
@@ -171,8 +179,8 @@ class Plan:
                 source,
                 _config(unit.variant, "variant"),
                 _config(unit.recipe, "recipe"),
-                *_tools(*self._target_tools(unit.kind)),
-                *_sources([module]),
+                _tools(*self._target_tools(unit.kind)),
+                _sources([module]),
             ),
             products=(self._file(unit.path), self._file(unit.manifest)),
             affinity=unit.variant.name,
@@ -206,8 +214,8 @@ class Plan:
             job="nailtool.jobs:render_embedded",
             arguments={"out": node.location},
             inputs=(
-                *_tools(*TOOLS["embedded"]),
-                *_sources(["nailcore.data.synth"], _list_resources("nailcore/data/synth")),
+                _tools(*TOOLS["embedded"]),
+                _sources(["nailcore.data.synth"], _list_resources("nailcore/data/synth")),
             ),
             products=(node,),
         )
@@ -236,8 +244,8 @@ class Plan:
                 weights,
                 data,
                 *needs,
-                *_tools(*TOOLS["parity"], *RUNTIMES.get(unit.kind, ())),
-                *_sources(
+                _tools(*TOOLS["parity"], *RUNTIMES.get(unit.kind, ())),
+                _sources(
                     ["benchmark.parity", self.registry.targets[unit.kind]],
                     (LIMITS, *RESOURCES.get(unit.kind, ())),
                 ),
@@ -269,8 +277,8 @@ class Plan:
                 weights,
                 data,
                 _config(variant, "variant"),
-                *_tools(*TOOLS["accuracy"]),
-                *_sources(["benchmark.accuracy"]),
+                _tools(*TOOLS["accuracy"]),
+                _sources(["benchmark.accuracy"]),
             ),
             products=(self._file(fact), self._file(overlay_dir)),
         )
@@ -303,8 +311,8 @@ class Plan:
                 *(self._file(unit.path) for unit in units),
                 *(self._file(unit.manifest) for unit in units),
                 *(ValueNode(key, value) for key, value in machine.items()),
-                *_tools(*(tool for kind in kinds for tool in RUNTIMES.get(kind, ()))),
-                *_sources(
+                _tools(*(tool for kind in kinds for tool in RUNTIMES.get(kind, ()))),
+                _sources(
                     [module, *(self.registry.targets[kind] for kind in kinds)],
                     [resource for kind in kinds for resource in RESOURCES.get(kind, ())],
                 ),
@@ -336,8 +344,8 @@ class Plan:
                 *(self._file(path) for path in found),
                 data,
                 ValueNode("nailtool's source", context["source_sha256"]),
-                *_tools("nailtool", *TOOLS["report"]),
-                *_sources(["benchmark.report"], _list_resources("benchmark/report")),
+                _tools("nailtool", *TOOLS["report"]),
+                _sources(["benchmark.report"], _list_resources("benchmark/report")),
             ),
             products=(FileNode(f"report {report.name}", report),),
         )

@@ -84,7 +84,8 @@ def parity_check(
     )
     code = show_failures(terminal, results)
     for fact in failed:
-        terminal.complain(f"{fact.artifact.label} failed:", " ".join(fact.failures))
+        label = fact.artifact.label
+        terminal.complain(f"{label} failed:", " ".join(f.removeprefix(f"{label}: ") for f in fact.failures))
     # A file that is not the one its manifest describes is a negative verdict, too.
     unusable = any(isinstance(result.error, ArtifactError) for result in results)
     if failed or code:
@@ -102,17 +103,26 @@ def _show_table(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
         images = facts[0].images
         kind = "synthetic images" if images.synthetic else "photographs"
         terminal.show(f"On {images.count} {kind}: {images.name}.")
-    reasons = dict.fromkeys(fact.note for fact in facts if fact.status == "not executed" and fact.note)
-    for reason in reasons:
-        names = [fact.artifact.label for fact in facts if fact.note == reason]
-        terminal.show(f"{len(names)} not executed: {reason}")
+    reasons: dict[str, list[str]] = {}
+    for fact in facts:
+        if fact.status == "not executed" and fact.note:
+            reasons.setdefault(_generalise(fact, fact.note), []).append(fact.artifact.kind)
+    for reason, kinds in reasons.items():
+        names = ", ".join(sorted(set(kinds)))
+        terminal.show(f"Not executed, {len(kinds)} of {names}: {reason}")
+
+
+def _generalise(fact: ParityResult, text: str) -> str:
+    """Without the artefact's own names, so that equal sentences about many files are said once."""
+    label, file = fact.artifact.label, fact.artifact.file
+    return text.removeprefix(f"{label}: ").removeprefix("not executed yet: ").replace(file, "the file")
 
 
 def _row(fact: ParityResult) -> tuple[str, ...]:
     worst = max((output.max_abs for output in fact.outputs), default=None)
     psnr = min((o.psnr_db for o in fact.outputs if o.psnr_db is not None), default=None)
     checks = sum(check.passed for check in fact.checks)
-    note = " ".join(fact.failures)
+    note = "see below" if fact.failures else ""
     if fact.status == "not executed":
         note = (
             f"not executed yet; {checks}/{len(fact.checks)} structural checks" if fact.checks else "see below"

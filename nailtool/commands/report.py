@@ -20,6 +20,7 @@ from nailtool.commands.options import (
     JsonOption,
     OutOption,
     QuietOption,
+    VariantsOption,
     load_registry,
     note_data,
     show_explanation,
@@ -32,6 +33,7 @@ from nailtool.terminal import Terminal
 def report(
     *,
     data: DataOption = None,
+    variants: VariantsOption = None,
     out: OutOption = DEFAULT_OUT,
     reports_dir: Annotated[Path, typer.Option("--reports-dir", help="Where the HTML file goes.")] = Path(
         "reports"
@@ -50,11 +52,13 @@ def report(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     began = time.perf_counter()
     from nailtool.pipeline import Order, check_data, describe_results, find_failed_parity, make_report
+    from nailtool.rooms import select_names
 
     order = Order(load_registry(), out_dir=out, jobs=jobs, explain=explain, watch=terminal.watch)
+    chosen = select_names("variant", variants, order.registry.variants)
     folder = check_data(data)
     note_data(terminal, folder)
-    results, path = make_report(order, folder, reports_dir, _command_line())
+    results, path = make_report(order, folder, reports_dir, _command_line(), chosen)
     if explain:
         show_explanation(terminal, results)
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nailtool import cli, doctor, rooms
-from nailtool.doctor import Library, examine, try_import
+from nailtool.doctor import Library, examine, try_imports
 from tests.nailtool.house import make_registry
 
 
@@ -32,8 +32,12 @@ def test_a_module_that_does_not_import_is_found_by_importing_it(
 ) -> None:
     (tmp_path / "half_installed.py").write_text("import no_such_part_of_it")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert try_import("json") == ""
-    assert "no_such_part_of_it" in try_import("half_installed")
+    (tmp_path / "deadly.py").write_text("import os\nos._exit(9)")
+    found = try_imports(["json", "half_installed", "deadly", "csv"])
+    assert list(found) == ["json", "half_installed", "deadly", "csv"]
+    assert found["json"] == found["csv"] == ""
+    assert "no_such_part_of_it" in found["half_installed"]
+    assert "code 9" in found["deadly"]
 
 
 def test_a_missing_library_is_exit_code_three(

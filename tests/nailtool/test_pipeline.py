@@ -139,7 +139,7 @@ def test_explain_names_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         patch.setattr(
             stages, "hash_sources", lambda entries: hash_sources(entries) | {"deploy/new.py": "0" * 64}
         )
-        assert explain(tmp_path)["nail55-64 onnx fp32"] == ("new input: source deploy/new.py",)
+        assert explain(tmp_path)["nail55-64 onnx fp32"] == ("source deploy/new.py is new",)
     assert explain(tmp_path) == {}
 
 
