@@ -103,6 +103,7 @@ def save_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> No
         # One key alone: safetensors writes several in random order, and equal weights must make
         # equal bytes.
         save_file(state, scratch, metadata={"nailtool": json.dumps(metadata, sort_keys=True)})
+        scratch.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def init_encoders(network: Cascade, path: Path) -> int:
