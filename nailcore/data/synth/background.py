@@ -63,7 +63,7 @@ def _any_colour(rng: np.random.Generator) -> F32:
     """A random everyday colour: mostly muted, now and then vivid."""
     import colorsys
 
-    saturation = rng.beta(1.2, 3.6)
+    saturation = min(rng.beta(1.2, 3.6), 0.72)
     # Rooms are full of warm hues: wood, skin-coloured plastic, cardboard, walls.
     hue = rng.normal(0.08, 0.05) % 1 if rng.uniform() < 0.4 else rng.uniform()
     rgb = colorsys.hsv_to_rgb(hue, saturation, rng.uniform(0.12, 0.92))

@@ -1,4 +1,4 @@
-"""The embedded default set: a dozen rendered hands, the same on every machine, made in seconds."""
+"""The embedded default set: a dozen rendered hands, made from fixed seeds in seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from nailcore.data.folder import DatasetCard, ImageRecord
 from nailcore.data.synth.render import Rendering, render_scene
 from nailcore.storage import replacing
 
-SEEDS = tuple(range(12))
+# Chosen by eye: light to deep skin, bare, polished and French nails, both hands, open and bent fingers.
+SEEDS = (5, 9, 16, 17, 21, 23, 25, 26, 27, 29, 30, 31)
 JPEG_QUALITY = 92
 
 

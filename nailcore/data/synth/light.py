@@ -75,6 +75,8 @@ def look_up_dome(lighting: Lighting, directions: F32) -> F32:
 def cast_shadows(hands: list[HandGeometry], samples: LightSamples) -> list[tuple[F32, list[F32]]]:
     """Visibility of every light sample, per hand: of its skin (V, K) and of each of its plates (P, K)."""
     blockers, triangles = _gather_blockers(hands)
+    a, b, c = (blockers[triangles[:, i]] for i in range(3))
+    facing = np.cross(b - a, c - a)
     centre = np.mean([p.base for h in hands for p in h.plates], axis=0)
     count = len(samples.directions)
     seen = [
@@ -86,7 +88,7 @@ def cast_shadows(hands: list[HandGeometry], samples: LightSamples) -> list[tuple
     ]
     for k, direction in enumerate(samples.directions):
         frame = _look_along(-direction)
-        depth_map = _draw_depth(blockers, triangles, centre, frame)
+        depth_map = _draw_depth(blockers, triangles[facing @ direction > 0], centre, frame)
         for hand, (skin, plates) in zip(hands, seen, strict=True):
             skin[:, k] = _is_lit(hand.vertices + hand.normals * 1.2, depth_map, centre, frame)
             for plate, column in zip(hand.plates, plates, strict=True):
@@ -125,8 +127,8 @@ def _draw_depth(blockers: F32, triangles: I32, centre: F32, frame: F32) -> F32:
 def _is_lit(points: F32, depth_map: F32, centre: F32, frame: F32) -> npt.NDArray[np.bool_]:
     local = (points - centre) @ frame.T
     pixel = ((local[:, :2] / MAP_RADIUS_MM + 1) * (MAP_PX / 2)).astype(int)
-    outside = ((pixel < 0) | (pixel >= MAP_PX)).any(axis=1)
     x, y = np.clip(pixel, 0, MAP_PX - 1).T
+    outside = (x != pixel[:, 0]) | (y != pixel[:, 1])
     return np.asarray(outside | (local[:, 2] + 2000 < depth_map[y, x] + BIAS_MM))
 
 

@@ -45,6 +45,6 @@ def sample_solid_noise(points: F32, cell: float, seed: int) -> F32:
     """(N,) smooth noise at (N, 3) points, features about ``cell`` wide, in the points' unit."""
     from scipy.ndimage import map_coordinates
 
-    where = (points.T / cell + 0.37 * (seed % 97)) % _LATTICE
+    where = points.T / cell + 0.37 * (seed % 97)
     field = map_coordinates(_make_lattice(seed % 4), where, order=1, mode="grid-wrap", prefilter=False)
     return np.asarray(field, dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,18 +46,27 @@ def render_scene(seed: int, *, width_px: int = 640, height_px: int = 480) -> Ren
         DataError: no such scene in ATTEMPTS draws.
     """
     for attempt in range(ATTEMPTS):
-        scene = sample_scene(
-            seed + 1_000_003 * attempt, subject_seed=seed, width_px=width_px, height_px=height_px
-        )
-        drawing = draw(scene)
-        if len(drawing.nails) >= MIN_NAILS and _are_apart(drawing):
-            return _finish(scene, drawing)
+        drawn_seed = seed + 1_000_003 * attempt
+        scene = sample_scene(drawn_seed, subject_seed=seed, width_px=width_px, height_px=height_px)
+        with _one_thread():
+            drawing = draw(scene)
+            if len(drawing.nails) >= MIN_NAILS and _are_apart(drawing):
+                return _finish(scene, drawing)
     raise DataError(f"Seed {seed} gave no scene with {MIN_NAILS} visible nails.", hint="Use another seed.")
 
 
 def render(scene: Scene) -> Rendering:
     """Render exactly this scene, however many nails it shows."""
-    return _finish(scene, draw(scene))
+    with _one_thread():
+        return _finish(scene, draw(scene))
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """Hold matrix products to one thread: their sums, and so a few pixels, depend on the number."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return limits
 
 
 def _are_apart(drawing: Drawing) -> bool:
@@ -141,7 +151,8 @@ def _shade_skin(scene: Scene, drawing: Drawing, part: Part, light: VertexLight, 
         light.key,
         light.open,
     ]
-    values = np.column_stack([marks.position, light.diffuse, *scalars])
+    texture = shade.sample_slow_texture(skin, marks.position)
+    values = np.column_stack([marks.position, light.diffuse, *scalars, texture])
     carried = _carry(drawing, part, values, fragments)
     points = shade.SkinPoints(carried[:, :3], *carried[:, 6:].T)
     diffuse = carried[:, 3:6]

@@ -63,14 +63,14 @@ def sample_scene(
     camera = Camera(
         width_px=width_px, height_px=height_px, focal_px=float(rng.uniform(1.05, 1.75)) * width_px
     )
-    both = rng.uniform() < 0.2
+    both = rng.uniform() < 0.12
     sides: tuple[Side, ...] = ("left", "right") if both else (("left", "right")[int(rng.integers(2))],)
     nails = sample_nails(rng, who)
     pose_name = str(rng.choice(POSES, p=(0.4, 0.3, 0.16, 0.14)))
-    if both and pose_name == "fist":
+    if both and pose_name in ("claw", "fist"):
         pose_name = "relaxed"
     span_mm = SPAN_MM[pose_name] * (1.9 if both else 1.0)
-    fill = rng.uniform(0.75, 0.95) if both else rng.uniform(0.62, 1.05)
+    fill = rng.uniform(0.75, 0.95) if both else rng.uniform(0.66, 1.15)
     distance_mm = camera.focal_px * span_mm / (fill * height_px * (1.25 if both else 1.0))
     hands = tuple(
         _sample_hand(
@@ -142,11 +142,15 @@ def sample_nails(rng: np.random.Generator, subject_seed: int) -> NailStyle:
         "stiletto": (6, 14),
     }
     finish = str(rng.choice(("bare", "polish", "french"), p=(0.3, 0.55, 0.15)))
-    count = 1 if rng.uniform() < 0.75 else 5
     if finish == "french" and rng.uniform() < 0.7:
         colours = [(0.93, 0.92, 0.89)]
     else:
-        colours = [_sample_polish(rng) for _ in range(count)]
+        colours = [_sample_polish(rng)] * 5
+        accent = rng.uniform()
+        if accent < 0.12:
+            colours = [_sample_polish(rng) for _ in range(5)]
+        elif accent < 0.27:
+            colours[3] = _sample_polish(rng)
     return NailStyle(
         shape=shape,
         free_edge_mm=float(rng.uniform(*reach[shape])),
@@ -221,6 +225,8 @@ def _sample_hand(
     # Bent fingers turn their nails from the back of the hand to its front: follow them with the view.
     nail_turn = float(np.mean([sum(f.bends_deg) for f in pose.fingers[1:]]))
     pitch = nail_turn * rng.uniform(0.65, 0.95) + rng.uniform(-30, 18)
+    if pose_name in ("flat", "relaxed"):  # an arm that points straight away from the camera looks cut off
+        pitch = min(pitch, rng.uniform(20, 40))
     if both:
         inwards = 1 if side == "left" else -1
         roll = inwards * rng.uniform(-15, 30)

@@ -28,6 +28,22 @@ class SkinPoints:
     fold: F32
     key: F32
     openness: F32
+    blotch: F32  # from ``sample_slow_texture``
+    patch: F32
+    wander: F32
+    depth: F32
+
+
+def sample_slow_texture(skin: Skin, position: F32) -> F32:
+    """(V, 4) blotch, patch, wander, depth: features wider than the mesh's faces, so sampled on vertices."""
+    blotch = sample_solid_noise(position, 9.0, skin.seed) + 0.5 * sample_solid_noise(
+        position, 3.5, skin.seed + 1
+    )
+    patch = sample_solid_noise(position, 20.0, skin.seed + 3)
+    # Lines over the joints wander and break: their phase and their depth both follow noise.
+    wander = 1.3 * sample_solid_noise(position, 4.5, skin.seed + 2)
+    depth = np.clip(0.6 + 0.5 * sample_solid_noise(position, 3.0, skin.seed + 3), 0, 1.4)
+    return np.stack([blotch, patch, wander, depth], axis=-1)
 
 
 def colour_skin(skin: Skin, at: SkinPoints) -> F32:
@@ -36,14 +52,11 @@ def colour_skin(skin: Skin, at: SkinPoints) -> F32:
     light_pink = np.clip(base * 0.45 + np.array([0.42, 0.24, 0.19]), 0, 0.75)
     pale = (at.palm * skin.palm_lift)[:, None]
     albedo = base * (1 - pale) + light_pink * pale
-    blotch = sample_solid_noise(at.position, 9.0, skin.seed)
-    blotch += 0.5 * sample_solid_noise(at.position, 3.5, skin.seed + 1)
-    blood = skin.redness * (0.55 * at.joint + 0.5 * at.tip + 0.5 * at.fold) + 0.12 * skin.mottle * blotch
+    blood = skin.redness * (0.55 * at.joint + 0.5 * at.tip + 0.5 * at.fold) + 0.12 * skin.mottle * at.blotch
     # More blood takes away green and blue and leaves red almost alone.
     albedo = albedo * np.exp(-blood[:, None] * np.array([0.12, 0.5, 0.42]))
     spots = np.clip(sample_solid_noise(at.position, 1.7, skin.seed + 2) - 1.3, 0, 1) * (1 - at.palm)
-    patches = sample_solid_noise(at.position, 20.0, skin.seed + 3)
-    tone = 1 + skin.mottle * (0.05 * patches - 0.3 * spots)
+    tone = 1 + skin.mottle * (0.05 * at.patch - 0.3 * spots)
     albedo = albedo * (tone * (1 - 0.35 * at.fold**2))[:, None]
     return np.asarray(np.clip(albedo, 0.01, 0.9), dtype=np.float32)
 
@@ -52,11 +65,8 @@ def raise_skin(skin: Skin, at: SkinPoints) -> F32:
     """(N,) height of pores and of the lines over the joints, in mm."""
     pores = 0.03 * sample_solid_noise(at.position, 0.9, skin.seed)
     pores += 0.035 * sample_solid_noise(at.position, 2.2, skin.seed + 1)
-    # Lines wander and break: their phase and their depth both follow noise.
-    wander = 1.3 * sample_solid_noise(at.position, 4.5, skin.seed + 2)
-    depth = np.clip(0.6 + 0.5 * sample_solid_noise(at.position, 3.0, skin.seed + 3), 0, 1.4)
-    back = np.sin((at.joint_mm + wander) * (2 * np.pi / 2.1)) * at.line**2 * depth
-    crease = -np.exp(-(((at.joint_mm + 0.5 * wander) / 0.7) ** 2)) * np.sqrt(at.joint)
+    back = np.sin((at.joint_mm + at.wander) * (2 * np.pi / 2.1)) * at.line**2 * at.depth
+    crease = -np.exp(-(((at.joint_mm + 0.5 * at.wander) / 0.7) ** 2)) * np.sqrt(at.joint)
     lines = 0.13 * back * (1 - at.palm) + 0.35 * crease * at.palm
     return np.asarray(pores + skin.wrinkle * lines, dtype=np.float32)
 
