@@ -185,9 +185,15 @@ def _draw_thing(rng: np.random.Generator, canvas: F32, centre: F32, size: F32, c
         box = cv2.boxPoints((point, (float(size[0]), float(size[1])), turn if kind == 2 else 0.0))
         cv2.fillPoly(layer, [np.round(box).astype(np.int32)], 1.0, cv2.LINE_AA)
     ramp = np.linspace(rng.uniform(0.6, 1.0), rng.uniform(0.9, 1.3), canvas.shape[1], dtype=np.float32)
+    x, y, wide, high = cv2.boundingRect((layer > 0).astype(np.uint8))
+    if not wide:
+        return
+    margin = 26  # the shadow's reach: everything farther off stays as it is
+    rows, columns = slice(max(y - margin, 0), y + high + margin), slice(max(x - margin, 0), x + wide + margin)
+    layer, under = layer[rows, columns], canvas[rows, columns]
     shadow = cv2.GaussianBlur(np.roll(layer, (6, 5), (0, 1)), (0, 0), 6)
-    canvas *= 1 - 0.4 * shadow[..., None]
-    canvas += layer[..., None] * (colour * ramp[None, :, None] - canvas)
+    under *= 1 - 0.4 * shadow[..., None]
+    under += layer[..., None] * (colour * ramp[None, columns, None] - under)
 
 
 def _paint_foliage(rng: np.random.Generator, h: int, w: int) -> F32:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 
 from nailcore.data.synth.subdivision import F32, I32
 
@@ -108,8 +109,13 @@ def _walk_pixels(
 
 def interpolate(values: F32, triangles: I32, fragments: Fragments) -> F32:
     """Carry per-vertex values (V,) or (V, C) over to the fragments: (P,) or (P, C)."""
-    corners = values[triangles[fragments.triangles]]  # (P, 3) or (P, 3, C)
-    weights = fragments.weights
-    if values.ndim == 1:
-        return np.asarray(np.einsum("pk,pk->p", weights, corners), dtype=np.float32)
-    return np.asarray(np.einsum("pk,pkc->pc", weights, corners), dtype=np.float32)
+    count = len(fragments.pixels)
+    share = sp.csr_matrix(
+        (
+            fragments.weights.ravel(),
+            triangles[fragments.triangles].ravel(),
+            np.arange(0, 3 * count + 1, 3, dtype=np.int32),
+        ),
+        (count, len(values)),
+    )
+    return np.asarray(share @ values, dtype=np.float32)

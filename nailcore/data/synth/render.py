@@ -127,7 +127,7 @@ def _light_parts(scene: Scene, drawing: Drawing) -> list[VertexLight]:
 
 def _carry(drawing: Drawing, part: Part, values: F32, fragments: Fragments) -> F32:
     """Interpolate one part's per-vertex values over its fragments."""
-    return interpolate(values, drawing.triangles - part.first_vertex, fragments)
+    return interpolate(values.astype(np.float32), drawing.triangles - part.first_vertex, fragments)
 
 
 def _look(drawing: Drawing, fragments: Fragments) -> tuple[F32, F32]:
