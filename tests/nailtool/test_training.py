@@ -1,0 +1,105 @@
+"""`nailtool train`: weights, facts and card from one command; shipped only when they are better."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import model_zoo
+from nailcore.errors import NailtoolError, UnknownNameError
+from nailcore.facts import WeightsFacts, read_fact
+from nailcore.nets import load_network
+from nailcore.storage import hash_file
+from nailtool.cli import main
+from nailtool.training import ship_weights
+
+SETTINGS = ["--depth", "43", "--steps", "1", "--batch", "2", "--crop", "64", "--threads", "1", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    for name, colour in (("a", (60, 90, 200)), ("b", (200, 90, 60))):
+        mask = np.zeros((80, 100), np.uint8)
+        cv2.circle(mask, (50, 40), 20, 255, -1)
+        image = np.full((80, 100, 3), 128, np.uint8)
+        image[mask > 0] = colour
+        cv2.imwrite(str(root / "images" / f"{name}.png"), image)
+        cv2.imwrite(str(root / "masks" / f"{name}.png"), mask)
+    split = {"dataset": "x", "note": "", "groups": {"t": ["a"], "h": ["b"]}, "held_out": ["h"]}
+    (root / "split.json").write_text(json.dumps(split))
+    return root
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    assert run("--data", str(photos), "--out", str(out), *SETTINGS) == 0
+    return out
+
+
+def test_weights_facts_and_card_agree(trained: Path, photos: Path) -> None:
+    facts = read_fact(trained / "nail43.json", WeightsFacts)
+    assert facts.sha256 == hash_file(trained / "nail43.safetensors")
+    assert [a.variant for a in facts.accuracy] == ["nail43-480", "nail43-352", "nail43-288"]
+    assert facts.trained_on.count == 1 and facts.accuracy[0].images.count == 1
+    card = (trained / "nail43.md").read_text("utf-8")
+    assert facts.sha256 in card and facts.command in card and "Only `fgbg` is trained" in card
+    assert str(photos.parent) not in card and f"--data {photos.name}" in facts.command
+    assert load_network(model_zoo.find_variant("nail43-288"), trained / "nail43.safetensors")
+
+
+def test_the_same_command_again_finds_it_finished(trained: Path, photos: Path) -> None:
+    before = (trained / "nail43.safetensors").read_bytes()
+    assert run("--data", str(photos), "--out", str(trained), *SETTINGS) == 0
+    assert (trained / "nail43.safetensors").read_bytes() == before
+
+
+def test_weights_are_shipped_only_when_they_beat_those_that_lie_there(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_zoo, "WEIGHTS_DIR", tmp_path)
+    facts = read_fact(trained / "nail43.json", WeightsFacts)
+    assert ship_weights(trained, facts).startswith("Shipped")
+    assert {p.name for p in tmp_path.iterdir()} == {"nail43.safetensors", "nail43.json", "nail43.md"}
+    assert ship_weights(trained, facts).startswith("Not shipped")
+    other = facts.accuracy[0].model_copy(
+        update={"images": facts.accuracy[0].images.model_copy(update={"sha256": "0" * 64})}
+    )
+    with pytest.raises(NailtoolError, match="measured on other images"):
+        ship_weights(trained, facts.model_copy(update={"accuracy": [other]}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--depth", "54"], "Unknown depth '54'"),
+        (["--crop", "100"], "crop_px: Input should be a multiple of 32"),
+        (["--init", "gone.npz"], "gone.npz: no such file"),
+    ],
+)
+def test_impossible_requests_are_refused_with_the_key_named(
+    arguments: list[str], message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--data", str(photos), "--out", str(tmp_path), *arguments) == NailtoolError.exit_code
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_depths_name_the_known_ones() -> None:
+    from nailtool.training import find_depth
+
+    with pytest.raises(UnknownNameError, match="43, 55"):
+        find_depth(50)
