@@ -16,6 +16,12 @@ def _row(accuracy: AccuracyResult) -> str:
     )
 
 
+def render_accuracy(*facts: WeightsFacts) -> str:
+    """The accuracy table of one or several weights files, as the cards and the README print it."""
+    rows = [_row(accuracy) for one in facts for accuracy in one.accuracy]
+    return "\n".join(["| variant | mIoU | nail IoU | boundary F |", "|---|---|---|---|", *rows])
+
+
 def _describe_heads(facts: WeightsFacts) -> str:
     untrained = [name for name in ("fgbg", "finger", "direction") if name not in facts.heads_trained]
     if not untrained:
@@ -50,9 +56,7 @@ Written by `nailtool train` on {facts.trained_at[:10]}; do not edit.
 each photo's own size. Points with 95 % percentile bootstrap intervals over images. mIoU is the mean of
 the nail's and the background's IoU, pooled over all pixels; boundary F allows 2 px at a long side of 480 px.
 
-| variant | mIoU | nail IoU | boundary F |
-|---|---|---|---|
-{chr(10).join(_row(a) for a in facts.accuracy)}
+{render_accuracy(facts)}
 
 Worst images at {first.variant}: {", ".join(f"{i.name[:8]} {100 * (i.nail_iou or 0):.0f}" for i in worst[:3])}
 (nail IoU); median {100 * (worst[len(worst) // 2].nail_iou or 0):.0f}.

@@ -73,6 +73,7 @@ def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts:
     dataset = open_dataset(order.data)
     with _Bar(console, variants[0].weights, config.steps) as bar:
         weights = run_training(variants[0], dataset, config, order.out, init=order.init, report=bar.show)
+        bar.progress.update(bar.task, completed=config.steps)  # a finished training takes no step
     facts = _describe(order, config, variants, dataset, weights)
     write_fact(weights.with_suffix(".json"), facts)
     _write_card(weights.with_suffix(".md"), facts)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from model_zoo import WEIGHTS_DIR
+from model_zoo.card import render_accuracy
+from nailcore.facts import WeightsFacts, read_fact
 from tests.browser_marks import skip_without_browser
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +69,12 @@ def test_browser_commands_succeed(folder: Path) -> None:
     for line in commands("bash browser"):
         done = run(line, folder)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def test_the_accuracy_table_is_that_of_the_shipped_facts() -> None:
+    facts = [read_fact(WEIGHTS_DIR / f"{name}.json", WeightsFacts) for name in ("nail55", "nail43")]
+    printed = README.partition("<!-- accuracy -->\n")[2].partition("\n<!-- /accuracy -->")[0]
+    assert printed == render_accuracy(*facts)
 
 
 def test_every_relative_link_leads_somewhere() -> None:
