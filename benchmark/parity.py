@@ -14,7 +14,7 @@ from deploy import find_target
 from model_zoo import find_variant
 from nailcore.artifact import Artifact, manifest_path, open_artifact, read_manifest
 from nailcore.data.folder import Dataset, Sample, Split
-from nailcore.errors import ArtifactError, ConversionError, MissingToolError, NailtoolError
+from nailcore.errors import ArtifactError, ConversionError, DataError, MissingToolError, NailtoolError
 from nailcore.facts import ArtifactRef, Check, Limits, OutputParity, ParityResult
 from nailcore.measure import describe_machine
 from nailcore.preprocess import letterbox
@@ -181,7 +181,9 @@ def find_weights_hash(manifest: Path) -> str:
     artifact = read_manifest(manifest)
     parent = manifest_path(manifest.parent / artifact.made_by.parent)
     if not parent.is_file():
-        return artifact.made_by.parent_sha256
+        # An artefact's name begins with its variant's; anything else is the weights file.
+        lost = artifact.made_by.parent.startswith(f"{artifact.variant}.")
+        return "" if lost else artifact.made_by.parent_sha256
     if read_manifest(parent).sha256 != artifact.made_by.parent_sha256:
         return ""  # converted from a file that has since been replaced
     return find_weights_hash(parent)
@@ -237,9 +239,12 @@ def check_parity(manifest: Path, weights: Path, dataset: Dataset, split: Split) 
     """
     artifact = read_manifest(manifest)
     weights_sha256 = hash_file(weights)
+    samples = dataset.part(split)
+    if not samples:
+        raise DataError(f"{dataset.root}: its {split} part is empty.")
     try:
         _, path = open_artifact(manifest)
-        verdict = _execute(artifact, path, weights, dataset.part(split))
+        verdict = _execute(artifact, path, weights, samples)
     except ArtifactError as error:
         verdict = _Verdict(failures=[f"{artifact.label}: {error.message}"])
     if find_weights_hash(manifest) != weights_sha256:

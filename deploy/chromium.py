@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nailcore.errors import ArtifactError, MissingToolError, NailtoolError
+from nailcore.errors import ArtifactError, BrowserError, MissingToolError
 
 if TYPE_CHECKING:
     from playwright.sync_api import CDPSession, Page
@@ -109,7 +109,7 @@ class LocalServer:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
-                raise NailtoolError("The local web server did not start.", hint="Is 127.0.0.1 usable here?")
+                raise BrowserError("The local web server did not start.", hint="Is 127.0.0.1 usable here?")
             time.sleep(0.01)
 
     def serve(self, folder: Path) -> str:
@@ -159,8 +159,10 @@ class ChromiumSession:
         except Error as error:
             self._playwright.stop()
             self._server.close()
-            raise MissingToolError(
-                f"{executable} is installed but did not start: {_first_line(error)}", hint=INSTALL_HINT
+            raise BrowserError(
+                f"{executable} is installed but did not start: {_first_line(error)}",
+                hint="In a container, Chromium's sandbox may need unprivileged user namespaces; "
+                "`nailtool doctor` looks at the browser.",
             ) from error
         self._cdp: CDPSession = self._browser.new_browser_cdp_session()
         self._browser_pid = next(p["id"] for p in self._processes() if p["type"] == "browser")
@@ -202,7 +204,7 @@ class ChromiumSession:
 
         Raises:
             ArtifactError: the page's own code threw: what it was given does not work.
-            NailtoolError: the browser crashed, or did not answer in time (it is killed then).
+            BrowserError: the browser crashed, or did not answer in time (it is killed then).
         """
         expression = f"(given) => nailtool.{function}(...given)"
         return self._guard(lambda: page.evaluate(expression, list(arguments)), doing, timeout_s)
@@ -224,14 +226,14 @@ class ChromiumSession:
         except Error as error:
             if fired.is_set():
                 self.alive = False
-                raise NailtoolError(
+                raise BrowserError(
                     f"Chromium did not answer within {timeout_s:g} s while {doing}; it was ended.",
                     hint="Is the machine overloaded or out of memory? Run again on a quieter one.",
                 ) from error
             reason = _first_line(error)
             if any(word in reason.lower() for word in ("crashed", "closed", "disconnected")):
                 self.alive = False
-                raise NailtoolError(
+                raise BrowserError(
                     f"Chromium crashed while {doing}: {reason}",
                     hint="Most often it ran out of memory; close other programs and run again.",
                 ) from error

@@ -7,6 +7,7 @@ NailtoolError              exit code 2   the input or the request is wrong
 ├── ArtifactError          exit code 2   a built file or its manifest is missing, damaged or changed
 ├── ConversionError        exit code 2   a converter failed, or did not keep what it was given
 ├── MissingToolError       exit code 3   this machine lacks something (a browser, an extra, disk space)
+├── BrowserError           exit code 3   an installed browser does not start, hangs or crashes
 ├── BusyError              exit code 4   another nailtool process works in the same folder
 └── CheckFailedError       exit code 1   the command worked and its verdict is "no"
 """
@@ -69,6 +70,12 @@ class ConversionError(NailtoolError):
 
 class MissingToolError(NailtoolError):
     """Something this machine lacks: a browser, an optional dependency, disk space."""
+
+    exit_code = 3
+
+
+class BrowserError(NailtoolError):
+    """A browser that is installed but does not start, hangs or crashes: no verdict about any file."""
 
     exit_code = 3
 

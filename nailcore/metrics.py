@@ -76,7 +76,7 @@ def count_boundary(predicted: Mask, truth: Mask) -> BoundaryCounts:
 
 def _safe(numerator: Counts, denominator: Counts) -> Counts:
     # An absent class counts as perfectly segmented, as no pixel of it was missed or invented.
-    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), 1.0)
+    return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1), 1.0)
 
 
 def nail_iou_of(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> Counts:
@@ -92,7 +92,8 @@ def miou_of(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> Counts:
 def boundary_f_of(mp: Counts, p: Counts, mt: Counts, t: Counts) -> Counts:
     """Boundary F-score from summed counts."""
     precision, recall = _safe(mp, p), _safe(mt, t)
-    return _safe(2 * precision * recall, precision + recall) * (precision + recall > 0)
+    both = precision + recall
+    return np.where(both > 0, 2 * precision * recall / np.where(both > 0, both, 1), 0.0)
 
 
 _FIGURES = {"miou": miou_of, "nail_iou": nail_iou_of, "boundary_f": boundary_f_of}

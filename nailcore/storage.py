@@ -77,14 +77,18 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    scratch = scratch_dir / path.name
+    scratch, old = scratch_dir / path.name, scratch_dir / ".old"
     try:
         with _naming_full_disk(path):
             yield scratch
             if path.is_dir() and scratch.exists():
                 # A folder cannot be renamed over a non-empty one: move the old aside first.
-                path.replace(scratch_dir / ".old")
+                path.replace(old)
             scratch.replace(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise
     finally:
         shutil.rmtree(scratch_dir, ignore_errors=True)
 

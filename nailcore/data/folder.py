@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nailcore.errors import DataError
 from nailcore.facts import ImageSet
@@ -58,7 +58,18 @@ class SplitFile(BaseModel):
     dataset: str
     note: str
     groups: dict[str, tuple[str, ...]]  # group -> stems
-    held_out: tuple[str, ...]  # names of groups
+    held_out: tuple[str, ...] = Field(min_length=1)  # names of groups
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SplitFile:
+        unknown = set(self.held_out) - set(self.groups)
+        if unknown:
+            raise ValueError(f"held_out names no group: {', '.join(sorted(unknown))}")
+        stems = [stem for group in self.groups.values() for stem in group]
+        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+        if twice:
+            raise ValueError(f"images in several groups: {', '.join(twice)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -78,11 +89,7 @@ class Sample:
         """(H, W) nail mask; raises DataError when unreadable or of another size than the image."""
         import cv2
 
-        data = np.fromfile(self.mask, dtype=np.uint8)
-        raw = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-        if raw is None:
-            raise DataError(f"{self.mask}: not a readable mask image.")
-        return np.asarray(raw > 127)
+        return np.asarray(_decode(self.mask, cv2.IMREAD_GRAYSCALE, "mask image") > 127)
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
@@ -93,17 +100,23 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
     """
     import cv2
 
+    return _decode(path, cv2.IMREAD_COLOR_RGB, "image")
+
+
+def _decode(path: Path, flags: int, what: str) -> npt.NDArray[np.uint8]:
+    import cv2
+
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
-    if image is None:
+    pixels = cv2.imdecode(data, flags) if data.size else None
+    if pixels is None:
         raise DataError(
-            f"{path}: not a readable image ({data.size} bytes).",
+            f"{path}: not a readable {what} ({data.size} bytes).",
             hint="Remove it from the folder or replace it with a JPEG or PNG.",
         )
-    return np.asarray(image, dtype=np.uint8)
+    return np.asarray(pixels, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -149,7 +162,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 def _read_model(path: Path, kind: type[ModelT]) -> ModelT:
     try:
         return kind.model_validate_json(path.read_bytes())
-    except (ValidationError, UnicodeDecodeError) as error:
+    except (ValidationError, UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path}: not a valid {kind.__name__}: {error}") from error
 
 
@@ -198,6 +211,9 @@ def open_dataset(root: Path) -> Dataset:
             raise DataError(f"{image.name}: has no mask; expected {mask}.")
         samples.append(Sample(image.stem, image, mask, card.images.get(image.stem, ImageRecord())))
     stems = [s.name for s in samples]
+    unlisted = sorted(set(card.images) - set(stems))
+    if unlisted:
+        raise DataError(f"{card_path}: describes images that do not exist: {', '.join(unlisted[:3])}.")
     if len(set(stems)) != len(stems):
         twice = sorted({s for s in stems if stems.count(s) > 1})
         raise DataError(f"{images_dir}: several images share one stem: {', '.join(twice)}.")

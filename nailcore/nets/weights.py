@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from nailcore.errors import WeightsError
+from nailcore.errors import ArtifactError, WeightsError
 from nailcore.facts import WeightsFacts, read_fact
 from nailcore.nets.cascade import Cascade, build_cascade
 from nailcore.nets.mobilenetv2 import MobileNetV2Prefix, keras_names
@@ -52,13 +53,17 @@ def check_recorded_hash(path: Path) -> None:
     A flipped bit in a safetensors file still loads; only the recorded hash tells.
 
     Raises:
-        WeightsError: the file is not the one its facts describe.
-        ArtifactError: the facts themselves are damaged.
+        WeightsError: the file is not the one its facts describe, or the facts are damaged.
     """
     facts_path = path.with_suffix(".json")
     if not facts_path.is_file():
         return
-    facts, found = read_fact(facts_path, WeightsFacts), hash_file(path)
+    try:
+        facts, found = read_fact(facts_path, WeightsFacts), hash_file(path)
+    except ArtifactError as error:
+        raise WeightsError(
+            f"{error.message}", hint="Restore it from the repository, or train again."
+        ) from error
     if found != facts.sha256:
         raise WeightsError(
             f"{path}: its bytes changed since it was trained "
@@ -96,14 +101,14 @@ def check_state(network: nn.Module, state: dict[str, torch.Tensor], path: Path) 
 
 def save_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write a state dict as safetensors, atomically and with the same bytes for the same weights."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as scratch:
         # One key alone: safetensors writes several in random order, and equal weights must make
         # equal bytes.
-        save_file(state, scratch, metadata={"nailtool": json.dumps(metadata, sort_keys=True)})
-        scratch.chmod(0o644)  # safetensors writes files that only their owner can read
+        # Python writes the file: safetensors' own writer hides a full disk behind its own error.
+        scratch.write_bytes(save(state, metadata={"nailtool": json.dumps(metadata, sort_keys=True)}))
 
 
 def init_encoders(network: Cascade, path: Path) -> int:
@@ -117,7 +122,7 @@ def init_encoders(network: Cascade, path: Path) -> int:
     """
     try:
         arrays = dict(np.load(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise WeightsError(
             f"{path}: not a readable .npz of encoder weights: {error}",
             hint="Pass --init a MobileNetV2 1.00 exported with Keras layer names.",

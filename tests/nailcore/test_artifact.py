@@ -108,6 +108,23 @@ def test_folders_are_replaced_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_swap_that_fails_half_way_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path)
+    before, rename = hash_path(folder), Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if Path(target) == folder and self.name != ".old":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), replacing(folder) as scratch:
+        scratch.mkdir()
+    assert hash_path(folder) == before
+
+
 def test_a_full_disk_is_one_clear_message_and_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")

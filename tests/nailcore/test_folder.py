@@ -41,6 +41,15 @@ def test_own_split_parts_the_folder_by_group(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert [s.name for s in dataset.part("train")] == ["a", "b"]
     assert [s.name for s in dataset.part("held-out")] == ["c"]
+    for wrong, message in (
+        ({"held_out": ["three"]}, "names no group: three"),
+        ({"held_out": []}, "at least 1"),
+        ({"groups": {"one": ["a", "b"], "two": ["c", "a"]}}, "several groups: a"),
+    ):
+        (tmp_path / "split.json").write_text(json.dumps(split | wrong))
+        with pytest.raises(DataError, match=message):
+            open_dataset(tmp_path)
+    (tmp_path / "split.json").write_text(json.dumps(split))
     write_pair(tmp_path, "d")
     with pytest.raises(DataError, match=r"only in images/: \['d'\]"):
         open_dataset(tmp_path)

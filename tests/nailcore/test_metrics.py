@@ -63,6 +63,14 @@ def test_boundary_forgives_two_pixels_and_no_more() -> None:
     assert boundary_f(60) < 0.5
 
 
+@pytest.mark.parametrize(
+    ("precision", "recall", "expected"), [(0.3, 0.3, 0.3), (0.9, 0.9, 0.9), (0.2, 0.6, 0.3), (0.0, 0.0, 0.0)]
+)
+def test_boundary_f_is_the_harmonic_mean(precision: float, recall: float, expected: float) -> None:
+    row = np.array([[100 * precision, 100, 100 * recall, 100]])
+    assert bootstrap("boundary_f", row).value == pytest.approx(expected)
+
+
 def test_boundary_of_an_empty_prediction_is_zero() -> None:
     truth = np.zeros((480, 480), bool)
     truth[100:200, 100:200] = True

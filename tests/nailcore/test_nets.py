@@ -143,9 +143,10 @@ def test_init_file_problems_are_named(tmp_path: Path) -> None:
     network = build_cascade(VARIANTS["nail43-288"])
     with pytest.raises(WeightsError, match=r"gone\.npz"):
         init_encoders(network, tmp_path / "gone.npz")
-    (tmp_path / "bad.npz").write_bytes(b"PK not a zip")
-    with pytest.raises(WeightsError, match="not a readable"):
-        init_encoders(network, tmp_path / "bad.npz")
+    for content in (b"PK not a zip", b"", b"PK\x03\x04 cut", b"text"):
+        (tmp_path / "bad.npz").write_bytes(content)
+        with pytest.raises(WeightsError, match="not a readable"):
+            init_encoders(network, tmp_path / "bad.npz")
     arrays = fake_keras_file(tmp_path / "init.npz", 6)
     del arrays["block_3_expand/kernel"]
     np.savez(tmp_path / "short.npz", **arrays)
