@@ -130,10 +130,10 @@ def _freeze(model: Any, outputs: list[Any], names: tuple[str, ...]) -> tuple[Any
     ordered = tf_keras.Model(inputs=model.inputs, outputs=outputs)
     shape = model.inputs[0].shape
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name=INPUT_NAME)])  # type: ignore[misc]
-    def forward(image: Any) -> Any:
-        return tuple(ordered(image))
-
+    forward = tf.function(
+        lambda image: tuple(ordered(image)),
+        input_signature=[tf.TensorSpec(shape, tf.float32, name=INPUT_NAME)],
+    )
     frozen = convert_variables_to_constants_v2(
         forward.get_concrete_function(), lower_control_flow=False, aggressive_inlining=True
     )
@@ -151,7 +151,7 @@ def make_probe_image(height: int, width: int) -> npt.NDArray[np.float32]:
     waves = [np.sin(x / (9 + 7 * c) + c) * np.cos(y / (13 + 5 * c)) for c in range(3)]
     smooth = np.stack([(1 + wave) * (90 + 20 * c) for c, wave in enumerate(waves)], axis=-1)
     noisy = smooth + rng.normal(0, 12, smooth.shape)
-    return np.clip(noisy, 0, 255).round()[np.newaxis].astype(np.float32)
+    return np.asarray(np.clip(noisy, 0, 255).round()[np.newaxis], np.float32)
 
 
 def run_onnx(

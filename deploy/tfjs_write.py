@@ -132,7 +132,6 @@ def write_model(graph: GraphDef, names: tuple[str, ...], weights_dtype: str, fol
         ConversionError: an unknown dtype, or a weight beyond the range of float16.
     """
     import tensorflow as tf
-    from google.protobuf.json_format import MessageToDict
     from tensorflowjs import write_weights
     from tensorflowjs.converters import tf_saved_model_conversion_v2 as official
 
@@ -162,7 +161,7 @@ def write_model(graph: GraphDef, names: tuple[str, ...], weights_dtype: str, fol
         "convertedBy": official.common.get_converted_by(),
         "signature": signature,
         # Keys sorted: protobuf maps have no order of their own.
-        "modelTopology": json.loads(json.dumps(MessageToDict(topology), sort_keys=True)),
+        "modelTopology": json.loads(json.dumps(official.MessageToDict(topology), sort_keys=True)),
         "weightsManifest": manifest,
     }
     (folder / "model.json").write_text(json.dumps(document, separators=(",", ":")), "utf-8")
