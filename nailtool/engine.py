@@ -94,9 +94,12 @@ def _call_pytask(stages: Sequence[Stage], folder: Path, plugin: object | None, *
         session = pytask.build(
             tasks=tasks, paths=[folder], config=config, capture="no", show_traceback=False, **options
         )
+    if session.should_stop:
+        # pytask and our scheduler end their loops early and return what they have; never go on with that.
+        raise KeyboardInterrupt
     if session.exit_code not in (pytask.ExitCode.OK, pytask.ExitCode.FAILED):
         raise _EngineError(said.getvalue().strip()[-4000:])
-    if len(session.execution_reports) < len(stages) and not session.should_stop:
+    if len(session.execution_reports) < len(stages):
         raise _EngineError(said.getvalue().strip()[-4000:])
     return session
 
@@ -136,8 +139,6 @@ def run_stages(
         before_run([stage for stage in stages if reasons[stage.name]])
     scheduler = Scheduler(jobs, folder / "logs", watcher)
     session = _call_pytask(stages, folder, scheduler, force=force)
-    if scheduler.interrupted:
-        raise KeyboardInterrupt
     results = {}
     for report in session.execution_reports:
         name = report.task.name

@@ -47,7 +47,6 @@ class Scheduler:
         self.log_dir = log_dir
         self.watcher = watcher
         self.costs: dict[str, Cost] = {}
-        self.interrupted = False
         self._idle: list[Worker] = []
         self._busy: dict[Connection, tuple[Worker, Any]] = {}
         self._ready: list[Any] = []
@@ -64,8 +63,7 @@ class Scheduler:
                 if self._busy:
                     self._collect(session)
         except KeyboardInterrupt:
-            self.interrupted = True  # pytask records what is finished, the caller raises again
-            session.should_stop = True
+            session.should_stop = True  # pytask records what is finished, the caller raises again
         finally:
             self.stop()
         return True

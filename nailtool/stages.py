@@ -35,6 +35,7 @@ FAMILIES: Mapping[str, str] = {"onnx": "torch", "coreml": "torch", "tfjs": "tens
 # What is no Python source and yet decides a result: pages a runner serves, limits it is judged by.
 RESOURCES: Mapping[str, tuple[str, ...]] = {"tfjs": ("deploy/web/bundle",)}
 LIMITS = "benchmark/limits.toml"
+SPLITS = "nailcore/data/splits"  # which images of the known public sets are held out
 DATA_PARTS = ("images", "masks", "dataset.json", "split.json")
 
 
@@ -162,7 +163,8 @@ class Plan:
 
     def _build_stage(self, unit: Unit) -> Stage:
         parent = self._parent(unit)
-        source: Node = self._weights(unit.variant) if parent is None else self._file(parent.path)
+        weights = self._weights(unit.variant)
+        source: tuple[Node, ...] = weights if parent is None else (self._file(parent.path),)
         module = self.registry.targets[unit.kind]
         return Stage(
             name=unit.name,
@@ -172,11 +174,11 @@ class Plan:
                 "target": module,
                 "variant": unit.variant,
                 "recipe": unit.recipe.model_dump(mode="json"),
-                "parent": source.load(),
+                "parent": source[0].load(),
                 "out": unit.path,
             },
             inputs=(
-                source,
+                *source,
                 _config(unit.variant, "variant"),
                 _config(unit.recipe, "recipe"),
                 _tools(*self._target_tools(unit.kind)),
@@ -189,14 +191,18 @@ class Plan:
     def _file(self, path: Path) -> FileNode:
         return FileNode(path.relative_to(self.out_dir).as_posix(), path)
 
-    def _weights(self, variant: Variant) -> FileNode:
+    def _weights(self, variant: Variant) -> tuple[FileNode, ValueNode]:
+        """The weights file, and the facts beside it: loading checks the one against the other."""
         path = self.registry.weights_path(variant)
         if not path.is_file():
             raise WeightsError(
                 f"{path}: the weights of {variant.name} are missing.",
                 hint="Install nailtool again, or train them: see `nailtool train --help`.",
             )
-        return FileNode(f"weights {path.name}", path)
+        facts = path.with_suffix(".json")
+        # A value and no file node: that the facts appear or go away is a change as well.
+        state = hash_content(facts) if facts.is_file() else "none"
+        return FileNode(f"weights {path.name}", path), ValueNode(f"facts {facts.name}", state)
 
     # -- measurements ---------------------------------------------------------------------
     def data_node(self, data: Path | None) -> DataNode:
@@ -234,20 +240,21 @@ class Plan:
             job="nailtool.jobs:check_parity",
             arguments={
                 "manifest": unit.manifest,
-                "weights": weights.location,
+                "weights": weights[0].location,
                 "data": data.location,
                 "fact": fact,
             },
             inputs=(
                 self._file(unit.path),
                 self._file(unit.manifest),
-                weights,
+                *weights,
                 data,
+                _config(unit.variant, "variant"),
                 *needs,
                 _tools(*TOOLS["parity"], *RUNTIMES.get(unit.kind, ())),
                 _sources(
                     ["benchmark.parity", self.registry.targets[unit.kind]],
-                    (LIMITS, *RESOURCES.get(unit.kind, ())),
+                    (LIMITS, *_list_resources(SPLITS), *RESOURCES.get(unit.kind, ())),
                 ),
             ),
             products=(self._file(fact),),
@@ -268,17 +275,17 @@ class Plan:
             job="nailtool.jobs:evaluate_accuracy",
             arguments={
                 "variant": variant,
-                "weights": weights.location,
+                "weights": weights[0].location,
                 "data": data.location,
                 "fact": fact,
                 "overlay_dir": overlay_dir,
             },
             inputs=(
-                weights,
+                *weights,
                 data,
                 _config(variant, "variant"),
                 _tools(*TOOLS["accuracy"]),
-                _sources(["benchmark.accuracy"]),
+                _sources(["benchmark.accuracy"], _list_resources(SPLITS)),
             ),
             products=(self._file(fact), self._file(overlay_dir)),
         )
@@ -345,7 +352,10 @@ class Plan:
                 data,
                 ValueNode("nailtool's source", context["source_sha256"]),
                 _tools("nailtool", *TOOLS["report"]),
-                _sources(["benchmark.report"], _list_resources("benchmark/report")),
+                _sources(
+                    ["benchmark.report"],
+                    [*_list_resources("benchmark/report"), *_list_resources(SPLITS)],
+                ),
             ),
             products=(FileNode(f"report {report.name}", report),),
         )

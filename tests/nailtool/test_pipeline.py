@@ -153,6 +153,65 @@ def test_explain_shows_the_key_of_a_changed_declaration(tmp_path: Path) -> None:
     assert result.reasons == ("variant nail43-64 changed: fusion_width 64 → 32",)
 
 
+def test_facts_beside_the_weights_are_an_input(tmp_path: Path) -> None:
+    order = make_order(tmp_path)
+    run(order)
+    facts = order.registry.weights_dir / "nail55.json"
+    for change in (lambda: facts.write_text("{}"), lambda: facts.write_text("{ }"), facts.unlink):
+        change()
+        (reason,) = explain(tmp_path)["nail55-64 onnx fp32"]
+        assert reason.startswith("facts nail55.json changed")
+        assert statuses(run(order))["nail55-64 onnx fp32"] == "built"
+        assert explain(tmp_path) == {}
+
+
+def test_a_measurement_sees_the_declaration_and_the_written_split(
+    tmp_path: Path,
+) -> None:
+    order = make_order(tmp_path)
+    run(order)
+    unit, data = all_units(order)[0], order.plan.data_node(None)
+
+    def inputs(unit: Unit) -> list[dict[str, object]]:
+        plan = order.plan
+        made = (
+            plan.parity_stage(unit, data, ""),
+            plan.accuracy_stage(unit.variant, data),
+            plan.report_stage(tmp_path / "r", data, {"source_sha256": ""}),
+        )
+        return [{node.name: node.state() for node in stage.inputs} for stage in made]
+
+    for found in inputs(unit):
+        assert "nailcore/data/splits/nails_cc0.json" in str(found["source"])
+    changed = unit.variant.model_copy(update={"fusion_width": 32})
+    name = f"variant {unit.variant.name}"
+    parity, accuracy, _ = inputs(unit)
+    other_parity, other_accuracy, _ = inputs(replace(unit, variant=changed))
+    assert parity[name] != other_parity[name] and accuracy[name] != other_accuracy[name]
+
+
+@pytest.mark.parametrize("interrupted", ["explain", "run"])
+def test_control_c_while_staleness_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: str
+) -> None:
+    order = make_order(tmp_path, explain=interrupted == "explain")
+    calls = 0
+
+    def interrupt(node: stages.FileNode) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return "0" * 64
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.FileNode, "state", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(order)
+    assert not list((tmp_path / "out").rglob("*.onnx"))
+    assert set(statuses(run(make_order(tmp_path))).values()) == {"built"}
+
+
 def test_a_failing_stage_stops_only_what_depends_on_it(tmp_path: Path) -> None:
     results = run(make_order(tmp_path, deep="refuse"))
     assert results["nail55-64 onnx fp32"].status == "failed"
