@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nailcore.artifact import read_manifest
 from nailcore.errors import ArtifactError, DataError, MissingToolError
 from nailcore.facts import ParityResult, Skipped, read_fact, write_fact
 from nailcore.variant import Variant
@@ -76,8 +78,12 @@ def run_plan(order: Order, stages: Sequence[Stage], data: Path | None = None) ->
         MissingToolError: the disk is nearly full.
         DataError: a stage has to read the user's data folder, and it is not in order.
     """
-    with hold_folder(order.out_dir.resolve()) as folder:
+    with _hold(order) as folder:
         return _run_held(order, stages, folder, data)
+
+
+def _hold(order: Order) -> AbstractContextManager[Path]:
+    return hold_folder(order.out_dir.resolve(), variants=order.registry.variants, clear=not order.explain)
 
 
 def _run_held(order: Order, stages: Sequence[Stage], folder: Path, data: Path | None) -> list[StageResult]:
@@ -105,6 +111,17 @@ def check_data(data: Path | None) -> Path | None:
             hint="A data folder holds images/*.jpg and masks/*.png with equal file stems.",
         )
     return None if data is None else data.resolve()
+
+
+def describe_data(data: Path | None) -> str:
+    """What the images are; synthetic ones are never passed off as photographs."""
+    if data is None:
+        return EMBEDDED_WORDS
+    card: object = None
+    with suppress(OSError, ValueError):  # a damaged card is named by whoever opens the folder
+        card = json.loads((data / "dataset.json").read_bytes())
+    synthetic = isinstance(card, dict) and card.get("synthetic", False)
+    return f"{'synthetic images' if synthetic else 'photographs'} of the folder '{data.name}'"
 
 
 def build_variants(order: Order, units: Sequence[Unit]) -> list[StageResult]:
@@ -203,10 +220,10 @@ def make_report(
         "command": command,
         "tool_version": _tool_version(),
         "source_sha256": _hash_all_sources(),
-        "data": EMBEDDED_WORDS if data is None else f"photographs of the folder '{data.name}'",
+        "data": describe_data(data),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with hold_folder(out_dir) as folder:
+    with _hold(order) as folder:
         results = _run_held(order, stages, folder, data)
         if not order.explain:
             results = _time_what_was_built(order, devices, units, results, folder)
@@ -326,10 +343,18 @@ def describe_results(results: Sequence[StageResult]) -> list[dict[str, Any]]:
     ]
 
 
-def find_failed_parity(order: Order) -> list[str]:
-    """Labels of artefacts whose parity, as it stands in the output folder, is negative."""
+def find_failed_parity(order: Order, variants: Mapping[str, Variant] | None = None) -> list[str]:
+    """Labels of artefacts whose parity, as it stands in the output folder, is negative.
+
+    Only verdicts about the very files that lie there count. What cannot be read has no verdict: the
+    stages that should have written it say what is wrong.
+    """
     registry, plan = order.registry, order.plan
-    units = plan.list_units(registry.variants.values(), registry.targets, registry.recipes.values())
-    paths = [plan.parity_fact(unit) for unit in units]
-    facts = [read_fact(path, ParityResult) for path in paths if path.is_file()]
-    return [fact.artifact.label for fact in facts if fact.status == "failed"]
+    chosen = registry.variants if variants is None else variants
+    failed = []
+    for unit in plan.list_units(chosen.values(), registry.targets, registry.recipes.values()):
+        with suppress(ArtifactError):
+            fact = read_fact(plan.parity_fact(unit), ParityResult)
+            if fact.status == "failed" and fact.artifact.sha256 == read_manifest(unit.manifest).sha256:
+                failed.append(fact.artifact.label)
+    return failed

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nailcore.errors import MissingToolError, NailtoolError, UnknownNameError
 from nailcore.facts import AccuracyResult, WeightsFacts, read_fact, write_fact
 from nailcore.variant import Variant
+from nailtool.command_line import shorten_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from nailcore.data.folder import Dataset
     from nailcore.train import StepReport, TrainConfig
 
+WEIGHTS_SUFFIXES = (".safetensors", ".md", ".json")  # in the order they are shipped
 TOOLS = ("torch", "lightning-fabric", "numpy", "opencv-python-headless")
 
 
@@ -48,12 +50,14 @@ def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts:
     Raises:
         MissingToolError: the extra ``train`` is not installed.
         DataError, WeightsError: unusable data, initialisation or checkpoint.
+        BusyError: another command works in ``order.out``.
         NailtoolError: a setting is impossible, or the loss became NaN.
     """
     from pydantic import ValidationError
 
     from nailcore.data.folder import open_dataset
     from nailcore.train import TrainConfig, run_training
+    from nailtool.lock import hold_folder
 
     try:
         import lightning_fabric  # noqa: F401
@@ -71,12 +75,15 @@ def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts:
     if order.init is not None and not order.init.is_file():
         raise NailtoolError(f"{order.init}: no such file, but --init names it.")
     dataset = open_dataset(order.data)
-    with _Bar(console, variants[0].weights, config.steps) as bar:
-        weights = run_training(variants[0], dataset, config, order.out, init=order.init, report=bar.show)
-        bar.progress.update(bar.task, completed=config.steps)  # a finished training takes no step
-    facts = _describe(order, config, variants, dataset, weights)
-    write_fact(weights.with_suffix(".json"), facts)
-    _write_card(weights.with_suffix(".md"), facts)
+    name = variants[0].weights
+    written = ("checkpoint.pt", *(f"{name}{suffix}" for suffix in WEIGHTS_SUFFIXES))
+    with hold_folder(order.out, files=written):
+        with _Bar(console, name, config.steps) as bar:
+            weights = run_training(variants[0], dataset, config, order.out, init=order.init, report=bar.show)
+            bar.progress.update(bar.task, completed=config.steps)  # a finished training takes no step
+        facts = _describe(order, config, variants, dataset, weights)
+        write_fact(weights.with_suffix(".json"), facts)
+        _write_card(weights.with_suffix(".md"), facts)
     return facts
 
 
@@ -156,12 +163,13 @@ def _describe(
 
 def _command(order: TrainOrder) -> str:
     """The command again, with folders of this machine reduced to their names."""
-    parts = [f"nailtool train --data {order.data.resolve().name} --depth {order.depth}"]
+    arguments = ["train", "--data", str(order.data), "--depth", str(order.depth)]
     if order.init is not None:
-        parts.append(f"--init {order.init.name}")
+        arguments += ["--init", str(order.init)]
     flags = {"steps": "--steps", "batch": "--batch", "crop_px": "--crop", "seed": "--seed"}
-    parts += [f"{flag} {order.settings[key]}" for key, flag in flags.items()]
-    return " ".join(parts)
+    for key, flag in flags.items():
+        arguments += [flag, str(order.settings[key])]
+    return shorten_command(arguments)
 
 
 def _headline(accuracy: list[AccuracyResult]) -> float:
@@ -193,7 +201,9 @@ def ship_weights(out: Path, facts: WeightsFacts) -> str:
     WEIGHTS_DIR.mkdir(parents=True, exist_ok=True)
     from nailcore.storage import replacing
 
-    for suffix in (".safetensors", ".json", ".md"):
+    # The facts go first and come last: they never describe other weights than those beside them.
+    shipped.unlink(missing_ok=True)
+    for suffix in WEIGHTS_SUFFIXES:
         target = WEIGHTS_DIR / f"{facts.weights}{suffix}"
         with replacing(target) as scratch:
             shutil.copyfile(out / target.name, scratch)

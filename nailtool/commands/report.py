@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 
 from nailtool.boundary import guarded
+from nailtool.command_line import shorten_command
 from nailtool.commands.options import (
     DEFAULT_JOBS,
     DEFAULT_OUT,
@@ -58,14 +58,14 @@ def report(
     chosen = select_names("variant", variants, order.registry.variants)
     folder = check_data(data)
     note_data(terminal, folder)
-    results, path = make_report(order, folder, reports_dir, _command_line(), chosen)
+    results, path = make_report(order, folder, reports_dir, shorten_command(sys.argv[1:]), chosen)
     if explain:
         show_explanation(terminal, results)
         return
     counts = Counter(result.status for result in results)
     wall_s = time.perf_counter() - began
     written = path.is_file()
-    verdicts = find_failed_parity(order)
+    verdicts = find_failed_parity(order, chosen)
     terminal.emit(
         {
             "report": str(path) if written else None,
@@ -88,8 +88,3 @@ def report(
         terminal.show(f"Report: {path}")
     if verdicts or code:
         raise typer.Exit(1 if verdicts else code)
-
-
-def _command_line() -> str:
-    """As typed, but without the folder the program lies in."""
-    return shlex.join(["nailtool", *sys.argv[1:]])

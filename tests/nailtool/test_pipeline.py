@@ -19,7 +19,9 @@ import pytest
 from nailcore.artifact import open_artifact
 from nailcore.errors import BusyError, ConversionError, MissingToolError, WeightsError
 from nailtool import lock, stages
-from nailtool.pipeline import Order, build_variants, find_built
+from nailtool.command_line import shorten_command
+from nailtool.nodes import FileNode
+from nailtool.pipeline import Order, build_variants, describe_data, find_built
 from nailtool.sources import hash_sources
 from nailtool.stage import StageResult
 from nailtool.stages import Unit
@@ -197,7 +199,7 @@ def test_control_c_while_staleness_is_found_out(
     order = make_order(tmp_path, explain=interrupted == "explain")
     calls = 0
 
-    def interrupt(node: stages.FileNode) -> str:
+    def interrupt(node: FileNode) -> str:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -205,7 +207,7 @@ def test_control_c_while_staleness_is_found_out(
         return "0" * 64
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages.FileNode, "state", interrupt)
+        patch.setattr(FileNode, "state", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(order)
     assert not list((tmp_path / "out").rglob("*.onnx"))
@@ -273,6 +275,67 @@ def test_two_commands_in_one_folder(tmp_path: Path) -> None:
     with lock.hold_folder(tmp_path / "out"), pytest.raises(BusyError, match=str(os.getpid())):
         run(make_order(tmp_path))
     assert set(statuses(run(make_order(tmp_path))).values()) == {"built"}
+
+
+def test_only_our_own_scratch_is_cleared(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ours = [
+        "nail55-64/.nail55-64.fp32.tfjs.ab12cd_9.tmp",
+        "retired-64/.retired-64.fp32.onnx.ab12cd_9.tmp",
+        "facts/latency/cpu/.x.json.ab12cd_9.tmp",
+        ".nailtool/.x.ab12cd_9.tmp",
+        ".embedded.ab12cd_9.tmp",
+    ]
+    foreign = [
+        ".precious.ab12cd_9.tmp",
+        "project/.precious.ab12cd_9.tmp",
+        "project/nail55-64/.precious.ab12cd_9.tmp",
+        "nail55-64/.precious.tmp",
+        "nail55-64/.precious.UPPER123.tmp",
+        "nail55-64/deeper/.precious.ab12cd_9.tmp",
+    ]
+    for name in (*ours, *foreign):
+        (out / name).mkdir(parents=True)
+        (out / name / "content").write_text("")
+    (out / "retired-64" / "retired-64.fp32.onnx.manifest.json").write_text("{}")
+    run(make_order(tmp_path, explain=True))
+    assert all((out / name).is_dir() for name in (*ours, *foreign))
+    run(make_order(tmp_path))
+    assert [name for name in ours if (out / name).exists()] == []
+    assert [name for name in foreign if not (out / name / "content").exists()] == []
+
+
+def test_a_folder_moved_aside_when_the_run_was_killed_is_moved_back(tmp_path: Path) -> None:
+    order = make_order(tmp_path)
+    run(order)
+    unit = next(unit for unit in all_units(order) if unit.name == "nail55-64 tfjs fp16")
+    scratch = unit.path.with_name(f".{unit.path.name}.ab12cd_9.tmp")
+    scratch.mkdir()
+    unit.path.rename(scratch / ".old")
+    assert set(statuses(run(order)).values()) == {"cached"}
+    open_artifact(unit.manifest)
+    assert not scratch.exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (["report", "--data", "/home/ada/my photos", "--jobs", "2"], "report --data 'my photos' --jobs 2"),
+        (["report", "--out=/home/ada/out/", "--json"], "report --out=out --json"),
+        (["report", "--out", "~/builds", "--variants", "a,b"], "report --out builds --variants a,b"),
+        (["report", "--reports-dir", "C:\\Users\\ada\\r"], "report --reports-dir r"),
+        (["train", "--data", "."], f"train --data {Path.cwd().name}"),
+    ],
+)
+def test_a_command_is_quoted_without_the_folders_of_its_machine(typed: list[str], shown: str) -> None:
+    assert shorten_command(typed) == f"nailtool {shown}"
+
+
+def test_synthetic_images_are_not_called_photographs(tmp_path: Path) -> None:
+    assert "synthetic" in describe_data(None)
+    assert describe_data(tmp_path) == f"photographs of the folder '{tmp_path.name}'"
+    (tmp_path / "dataset.json").write_text('{"name": "x", "synthetic": true}')
+    assert describe_data(tmp_path) == f"synthetic images of the folder '{tmp_path.name}'"
 
 
 def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:

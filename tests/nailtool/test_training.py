@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import model_zoo
-from nailcore.errors import NailtoolError, UnknownNameError
+from nailcore.errors import BusyError, NailtoolError, UnknownNameError
 from nailcore.facts import WeightsFacts, read_fact
 from nailcore.nets import load_network
 from nailcore.storage import hash_file
 from nailtool.cli import main
+from nailtool.lock import hold_folder
 from nailtool.training import ship_weights
 
 SETTINGS = ["--depth", "43", "--steps", "1", "--batch", "2", "--crop", "64", "--threads", "1", "--quiet"]
@@ -96,6 +97,28 @@ def test_impossible_requests_are_refused_with_the_key_named(
     assert run("--data", str(photos), "--out", str(tmp_path), *arguments) == NailtoolError.exit_code
     assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with hold_folder(tmp_path):
+        assert run("--data", str(photos), "--out", str(tmp_path), *SETTINGS) == BusyError.exit_code
+    assert "Another nailtool command works" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_shipping_that_fails_leaves_no_facts_about_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path
+) -> None:
+    monkeypatch.setattr(model_zoo, "WEIGHTS_DIR", tmp_path / "zoo")
+    facts = read_fact(trained / "nail43.json", WeightsFacts)
+    ship_weights(trained, facts)
+    better = facts.accuracy[0].nail_iou.model_copy(update={"value": 2.0})
+    accuracy = [facts.accuracy[0].model_copy(update={"nail_iou": better})]
+    (tmp_path / "nail43.safetensors").write_bytes(b"better")
+    with pytest.raises(FileNotFoundError):  # there is no card to ship
+        ship_weights(tmp_path, facts.model_copy(update={"accuracy": accuracy}))
+    assert (tmp_path / "zoo" / "nail43.safetensors").read_bytes() == b"better"
+    assert not (tmp_path / "zoo" / "nail43.json").exists()
 
 
 def test_unknown_depths_name_the_known_ones() -> None:
