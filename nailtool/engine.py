@@ -230,7 +230,7 @@ def _phrase(change: Any) -> str:
 
 def _describe_change(old: str, new: str) -> str:
     """Short values are shown, JSON objects by their differing keys, hashes not at all."""
-    with contextlib.suppress(ValueError, AttributeError):
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
         before, after = json.loads(old), json.loads(new)
         keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
         return ": " + ", ".join(f"{key} {before.get(key)!r} → {after.get(key)!r}" for key in keys)

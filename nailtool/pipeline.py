@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from nailcore.artifact import read_manifest
 from nailcore.errors import ArtifactError, DataError, MissingToolError
 from nailcore.facts import ParityResult, Skipped, read_fact, write_fact
 from nailcore.variant import Variant
+from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT, DEFAULT_SETTINGS
 from nailtool.engine import explain_stages, run_stages
 from nailtool.lock import check_free_space, hold_folder
 from nailtool.rooms import Registry
@@ -25,11 +28,7 @@ from nailtool.shadow import HOME, ROOMS
 from nailtool.stage import Cost, Stage, StageResult, Status
 from nailtool.stages import DataNode, Plan, Unit
 
-DEFAULT_OUT = Path("artifacts")
-DEFAULT_REPORTS = Path("reports")
-DEFAULT_JOBS = min(2, os.cpu_count() or 1)  # a tensorflow worker needs up to 1.7 GB
 REPORT_NAME = "report.html"
-DEFAULT_SETTINGS = {"rounds": 15, "threads": 1}
 EMBEDDED_WORDS = "embedded synthetic hands: rendered, no photographs"
 
 
@@ -149,7 +148,7 @@ def check_parity(order: Order, units: Sequence[Unit], data: Path | None) -> list
     """Compare built artefacts with the trained network; facts are written per artefact."""
     plan = order.plan
     node = plan.data_node(data)
-    browser = _describe_browser()
+    browser = _describe_browser() if any(unit.kind == "tfjs" for unit in units) else "none"
     stages = [plan.parity_stage(unit, node, browser) for unit in _by_variant(units)]
     return run_plan(order, [*_data_stages(plan, data), *stages], data)
 
@@ -175,7 +174,7 @@ def measure_latency(
         raise MissingToolError(
             f"The device '{device}' cannot be used here: {obstacle.reason}", hint=obstacle.remedy
         )
-    return run_plan(order, [order.plan.latency_stage(device, units, settings, _describe_machine())])
+    return run_plan(order, [order.plan.latency_stage(device, units, settings, _describe_place(units))])
 
 
 def list_device_units(order: Order, device: str, units: Sequence[Unit]) -> list[Unit]:
@@ -239,10 +238,9 @@ def make_report(
 
 
 def _latency_stages(order: Order, devices: Sequence[str], units: Sequence[Unit]) -> list[Stage]:
-    machine = _describe_machine()
     chosen = {device: list_device_units(order, device, units) for device in devices}
     return [
-        order.plan.latency_stage(device, found, DEFAULT_SETTINGS, machine)
+        order.plan.latency_stage(device, found, DEFAULT_SETTINGS, _describe_place(found))
         for device, found in chosen.items()
         if found
     ]
@@ -288,15 +286,30 @@ def _describe_machine() -> dict[str, str]:
     return {"machine": f"{machine.cpu}, {machine.cores} cores"}
 
 
+@cache
 def _describe_browser() -> str:
+    """Which browser it is: asked, because what is found is often a launcher that outlives an upgrade."""
     from deploy.chromium import find_browser
 
     try:
         found = find_browser()
     except MissingToolError:
         return "none"
-    # Starting it to ask its version would cost a second in every command.
-    return f"{found.name}, {found.stat().st_size} bytes"
+    if sys.platform != "win32":  # there --version opens a window
+        with suppress(OSError, subprocess.SubprocessError):
+            said = subprocess.run(
+                [found, "--version"], capture_output=True, text=True, timeout=20, check=True
+            ).stdout.strip()
+            if said:
+                return said
+    stat = found.stat()
+    return f"{found.name}, {stat.st_size} bytes of {stat.st_mtime_ns}"
+
+
+def _describe_place(units: Sequence[Unit]) -> dict[str, str]:
+    """What a latency depends on beside the files: the machine, and the browser where one runs them."""
+    browser = {"browser": _describe_browser()} if any(unit.kind == "tfjs" for unit in units) else {}
+    return {**_describe_machine(), **browser}
 
 
 def _tool_version() -> str:

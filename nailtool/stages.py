@@ -15,7 +15,8 @@ from typing import Any
 from nailcore.artifact import artifact_path, manifest_path
 from nailcore.errors import WeightsError
 from nailcore.variant import Variant
-from nailtool.nodes import SOURCE_NODE, TOOLS_NODE, FileNode, Node, ValueNode, hash_content
+from nailtool.defaults import DEFAULT_SETTINGS
+from nailtool.nodes import SOURCE_NODE, TOOLS_NODE, FileNode, MeasuredNode, Node, ValueNode, hash_content
 from nailtool.rooms import Registry
 from nailtool.shadow import HOME
 from nailtool.sources import hash_sources
@@ -299,7 +300,8 @@ class Plan:
     ) -> Stage:
         """Times all units of a device in one stage, because their rounds are interleaved.
 
-        Settings are no input: what was measured on request with more rounds stays valid.
+        More rounds than the default are as good; fewer, other threads, and rows that must not be ranked
+        are not: a plan with the default settings measures again.
         """
         module = self.registry.devices[device]
         kinds = dict.fromkeys(unit.kind for unit in units)
@@ -318,6 +320,9 @@ class Plan:
                 *(self._file(unit.path) for unit in units),
                 *(self._file(unit.manifest) for unit in units),
                 *(ValueNode(key, value) for key, value in machine.items()),
+                ValueNode("threads", str(settings["threads"])),
+                ValueNode("rounds", _describe_rounds(settings["rounds"])),
+                MeasuredNode("earlier measurement", "may be ranked", facts=tuple(facts)),
                 _tools(*(tool for kind in kinds for tool in RUNTIMES.get(kind, ()))),
                 _sources(
                     [module, *(self.registry.targets[kind] for kind in kinds)],
@@ -359,6 +364,11 @@ class Plan:
             ),
             products=(FileNode(f"report {report.name}", report),),
         )
+
+
+def _describe_rounds(rounds: int) -> str:
+    default = DEFAULT_SETTINGS["rounds"]
+    return f"at least {default}" if rounds >= default else f"only {rounds}"
 
 
 def _list_resources(folder: str) -> list[str]:

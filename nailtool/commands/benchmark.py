@@ -9,7 +9,6 @@ import typer
 
 from nailtool.boundary import guarded
 from nailtool.commands.options import (
-    DEFAULT_OUT,
     JsonOption,
     OutOption,
     QuietOption,
@@ -19,10 +18,14 @@ from nailtool.commands.options import (
     load_registry,
     show_failures,
 )
+from nailtool.defaults import DEFAULT_OUT, DEFAULT_SETTINGS
 from nailtool.terminal import Terminal
 
 if TYPE_CHECKING:
     from nailcore.facts import Measurement
+
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")]
+RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds.")]
 
 
 @guarded
@@ -33,8 +36,8 @@ def benchmark(
     ] = "cpu",
     variants: VariantsOption = None,
     recipes: RecipesOption = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds.")] = 15,
+    threads: ThreadsOption = DEFAULT_SETTINGS["threads"],
+    rounds: RoundsOption = DEFAULT_SETTINGS["rounds"],
     out: OutOption = DEFAULT_OUT,
     quiet: QuietOption = False,
     as_json: JsonOption = False,

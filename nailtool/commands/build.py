@@ -10,8 +10,6 @@ import typer
 
 from nailtool.boundary import guarded
 from nailtool.commands.options import (
-    DEFAULT_JOBS,
-    DEFAULT_OUT,
     ForceOption,
     JobsOption,
     JsonOption,
@@ -25,6 +23,7 @@ from nailtool.commands.options import (
     show_explanation,
     show_failures,
 )
+from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT
 from nailtool.terminal import Terminal, format_bytes
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from nailtool.boundary import guarded
-from nailtool.commands.options import DEFAULT_OUT, JsonOption, OutOption, QuietOption, load_registry
+from nailtool.commands.options import JsonOption, OutOption, QuietOption, load_registry
+from nailtool.defaults import DEFAULT_OUT
 from nailtool.terminal import Terminal
 
 EXIT_MISSING = 3

@@ -8,8 +8,6 @@ import typer
 
 from nailtool.boundary import guarded
 from nailtool.commands.options import (
-    DEFAULT_JOBS,
-    DEFAULT_OUT,
     DataOption,
     ForceOption,
     JobsOption,
@@ -21,6 +19,7 @@ from nailtool.commands.options import (
     note_data,
     show_failures,
 )
+from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT
 from nailtool.terminal import Terminal
 
 if TYPE_CHECKING:

@@ -36,9 +36,6 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Run again although n
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")]
 
-DEFAULT_OUT = Path("artifacts")
-DEFAULT_JOBS = 2  # a worker needs up to 1.7 GB; two keep two cores busy
-
 
 def find_units(
     order: Order, variants: str | None, targets: str | None = None, recipes: str | None = None

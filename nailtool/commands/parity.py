@@ -9,8 +9,6 @@ import typer
 
 from nailtool.boundary import guarded
 from nailtool.commands.options import (
-    DEFAULT_JOBS,
-    DEFAULT_OUT,
     DataOption,
     ForceOption,
     JobsOption,
@@ -25,6 +23,7 @@ from nailtool.commands.options import (
     note_data,
     show_failures,
 )
+from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT
 from nailtool.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -46,12 +45,13 @@ def parity_check(
 ) -> None:
     """Compare every built artefact with the trained network on held-out images.
 
-    Exit code 1 when an artefact fails. Unchanged artefacts keep the verdict they have.
+    Exit code 1 when an artefact fails; 3 when nothing could be executed here, or tfjs was asked for by name
+    and there is no browser. Unchanged artefacts keep the verdict they have.
 
     Example: nailtool parity-check --data photos --targets onnx
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    from nailcore.errors import ArtifactError
+    from nailcore.errors import ArtifactError, MissingToolError
     from nailcore.facts import ParityResult, read_fact
     from nailtool.pipeline import Order, check_data, check_parity, describe_results, find_built
 
@@ -88,8 +88,28 @@ def parity_check(
         terminal.complain(f"{label} failed:", " ".join(f.removeprefix(f"{label}: ") for f in fact.failures))
     # A file that is not the one its manifest describes is a negative verdict, too.
     unusable = any(isinstance(result.error, ArtifactError) for result in results)
+    lacking = _complain_of_gaps(terminal, facts, targets)
     if failed or code:
         raise typer.Exit(1 if failed or unusable else code)
+    if lacking:
+        raise typer.Exit(MissingToolError.exit_code)
+
+
+def _complain_of_gaps(terminal: Terminal, facts: Sequence[ParityResult], targets: str | None) -> bool:
+    """Say what was not executed; True when the command did not do what it was asked for."""
+    gaps = [fact for fact in facts if fact.status == "not executed"]
+    if not gaps:
+        return False
+    asked = targets is not None and "tfjs" in [name.strip() for name in targets.split(",")]
+    lacking = len(gaps) == len(facts) or (asked and any(fact.artifact.kind == "tfjs" for fact in gaps))
+    kinds = ", ".join(sorted({fact.artifact.kind for fact in gaps}))
+    message = f"{len(gaps)} of {len(facts)} artefacts ({kinds}): their figures are not known."
+    if lacking:
+        notes = dict.fromkeys(_generalise(fact, fact.note) for fact in gaps if fact.note)
+        terminal.complain("Not executed:", message, " ".join(notes))
+    else:
+        terminal.note(f"Not executed: {message}")
+    return lacking
 
 
 def _show_table(terminal: Terminal, facts: Sequence[ParityResult]) -> None:

@@ -13,8 +13,6 @@ import typer
 from nailtool.boundary import guarded
 from nailtool.command_line import shorten_command
 from nailtool.commands.options import (
-    DEFAULT_JOBS,
-    DEFAULT_OUT,
     DataOption,
     JobsOption,
     JsonOption,
@@ -26,7 +24,10 @@ from nailtool.commands.options import (
     show_explanation,
     show_failures,
 )
+from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT, DEFAULT_REPORTS
 from nailtool.terminal import Terminal
+
+ReportsOption = Annotated[Path, typer.Option("--reports-dir", help="Where the HTML file goes.")]
 
 
 @guarded
@@ -35,9 +36,9 @@ def report(
     data: DataOption = None,
     variants: VariantsOption = None,
     out: OutOption = DEFAULT_OUT,
-    reports_dir: Annotated[Path, typer.Option("--reports-dir", help="Where the HTML file goes.")] = Path(
-        "reports"
-    ),
+    reports_dir: Annotated[
+        Path, typer.Option("--reports-dir", help="Where the HTML file goes.")
+    ] = DEFAULT_REPORTS,
     jobs: JobsOption = DEFAULT_JOBS,
     explain: Annotated[bool, typer.Option("--explain", help="Only say what would run, and why.")] = False,
     quiet: QuietOption = False,

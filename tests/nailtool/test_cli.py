@@ -6,17 +6,29 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from nailcore.artifact import read_manifest
 from nailcore.errors import NailtoolError
-from nailtool import cli, rooms
+from nailcore.facts import ArtifactRef, ParityResult, write_fact
+from nailcore.storage import write_text
+from nailtool import cli, pipeline, rooms
 from nailtool.boundary import EXIT_CRASH
+from nailtool.pipeline import Order
 from nailtool.shadow import HOME, find_shadow
+from nailtool.stage import StageResult
+from nailtool.stages import Unit
 from tests.nailtool.house import command, make_registry
 
 HEAVY = ("torch", "tensorflow", "cv2", "numpy", "pydantic", "onnx", "pytask", "rich", "psutil", "playwright")
+
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154081d6360"
+    "000000020001cfc835e50000000049454e44ae426082"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +187,75 @@ def test_a_device_in_the_way(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("devices", "--json") == 0
     devices = json.loads(capsys.readouterr().out)["devices"]
     assert devices[0]["usable"] is False and devices[0]["runs"] == ["onnx"]
+
+
+def test_a_damaged_artefact_fails_parity(tmp_path: Path) -> None:
+    assert call("build-variants", "--quiet", "--out", "out", "--targets", "onnx") == 0
+    for name in ("images", "masks"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "a.png").write_bytes(PIXEL)
+    path = tmp_path / "out" / "nail43-64" / "nail43-64.fp32.onnx"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    arguments = ("parity-check", "--out", "out", "--data", "photos", "--variants", "nail43-64")
+    done = run_process(*command(tmp_path, *arguments), cwd=tmp_path, path=str(HOME))
+    assert done.returncode == 1, done.stderr
+    assert "nail43-64 onnx fp32 failed" in done.stderr and "bytes changed since it was built" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("passed", "passed", (), 0, "synthetic"),
+        ("passed", "not executed", (), 0, "Not executed: 4 of 6"),
+        ("passed", "not executed", ("--targets", "onnx,tfjs"), 3, "no browser"),
+        ("not executed", "not executed", (), 3, "no browser"),
+        ("failed", "not executed", (), 1, "nail55-64 onnx fp32 failed: fgbg is off"),
+    ],
+)
+def test_verdicts_decide_the_exit_code(
+    case: tuple[str, str, tuple[str, ...], int, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    onnx, tfjs, arguments, code, said = case
+    assert call("build-variants", "--quiet", "--out", "out") == 0
+
+    def check(order: Order, units: Sequence[Unit], data: Path | None) -> list[StageResult]:
+        statuses = {"onnx": onnx, "tfjs": tfjs}
+        for unit in units:
+            fact = make_parity(unit, statuses[unit.kind])
+            write_fact(order.plan.parity_fact(unit), fact)
+        node = order.plan.data_node(data)
+        return [StageResult(order.plan.parity_stage(unit, node, ""), "built") for unit in units]
+
+    monkeypatch.setattr(pipeline, "check_parity", check)
+    assert call("parity-check", "--out", "out", *arguments) == code
+    captured = capsys.readouterr()
+    assert said in captured.err or said in captured.out.lower()
+    assert code == 0 or said in captured.err
+    failed = pipeline.find_failed_parity(Order(rooms.find_registry(), out_dir=Path("out")))
+    assert bool(failed) == (code == 1)
+    for manifest in Path("out").glob("*/*.onnx.manifest.json"):  # verdicts about files that are gone
+        artifact = read_manifest(manifest).model_copy(update={"sha256": "0" * 64})
+        write_text(manifest, artifact.model_dump_json())
+    assert pipeline.find_failed_parity(Order(rooms.find_registry(), out_dir=Path("out"))) == []
+
+
+def make_parity(unit: Unit, status: str) -> ParityResult:
+    return ParityResult.model_validate(
+        {
+            "artifact": ArtifactRef.of(read_manifest(unit.manifest)).model_dump(),
+            "weights_sha256": "",
+            "status": status,
+            "runtime": "none",
+            "versions": {},
+            "machine": {"cpu": "", "cores": 1, "memory_bytes": 1, "system": "", "python": ""},
+            "images": {"name": "synthetic", "sha256": "", "count": 1, "synthetic": True},
+            "limits": {"max_abs": None, "flipped_permille": 1, "reason": ""},
+            "failures": ["fgbg is off"] if status == "failed" else [],
+            "note": "no browser" if status == "not executed" else "",
+        }
+    )
 
 
 def test_a_foreign_folder_that_shadows_a_room_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from nailcore.errors import BusyError, ConversionError, MissingToolError, Weight
 from nailtool import lock, stages
 from nailtool.command_line import shorten_command
 from nailtool.nodes import FileNode
-from nailtool.pipeline import Order, build_variants, describe_data, find_built
+from nailtool.pipeline import Order, build_variants, describe_data, find_built, run_plan
 from nailtool.sources import hash_sources
 from nailtool.stage import StageResult
 from nailtool.stages import Unit
@@ -336,6 +336,31 @@ def test_synthetic_images_are_not_called_photographs(tmp_path: Path) -> None:
     assert describe_data(tmp_path) == f"photographs of the folder '{tmp_path.name}'"
     (tmp_path / "dataset.json").write_text('{"name": "x", "synthetic": true}')
     assert describe_data(tmp_path) == f"synthetic images of the folder '{tmp_path.name}'"
+
+
+def test_a_latency_measured_otherwise_is_not_up_to_date(tmp_path: Path) -> None:
+    order = make_order(tmp_path)
+    unit = all_units(order)[0]
+    run(order, [unit])
+
+    def measure(*, rounds: int = 15, threads: int = 1, force: bool = False, browser: str = "1") -> str:
+        settings = {"rounds": rounds, "threads": threads}
+        stage = order.plan.latency_stage("cpu", [unit], settings, {"browser": browser})
+        (result,) = run_plan(replace(order, force=force), [stage])
+        assert result.error is None
+        return result.status
+
+    assert [measure(), measure()] == ["built", "cached"]
+    for other in ({"rounds": 1}, {"threads": 4}, {"browser": "2"}):
+        measure(**other, force=True)  # type: ignore[arg-type]
+        assert [measure(), measure()] == ["built", "cached"], other
+    measure(rounds=30, force=True)
+    assert measure() == "cached"
+    busy = unit.path.parent / "busy"
+    busy.touch()
+    measure(force=True)
+    busy.unlink()
+    assert [measure(), measure()] == ["built", "cached"]
 
 
 def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
