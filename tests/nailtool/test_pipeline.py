@@ -352,7 +352,7 @@ def test_a_latency_measured_otherwise_is_not_up_to_date(tmp_path: Path) -> None:
 
     assert [measure(), measure()] == ["built", "cached"]
     for other in ({"rounds": 1}, {"threads": 4}, {"browser": "2"}):
-        measure(**other, force=True)  # type: ignore[arg-type]
+        measure(**other, force=True)
         assert [measure(), measure()] == ["built", "cached"], other
     measure(rounds=30, force=True)
     assert measure() == "cached"
