@@ -21,7 +21,7 @@ MAX_DRIFT = 1.5
 class ProfileSettings:
     """How to measure. Rounds are interleaved over artefacts: a busy minute hits all of them alike."""
 
-    rounds: int = 15
+    rounds: int = 8
     warmup: int = 3  # unrecorded runs after each load, before the first sample
     runs_per_round: int = 2
     threads: int = 1

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nailcore.errors import ArtifactError
-from nailcore.facts import Measurement, read_fact
 from nailcore.storage import hash_path, list_files
 
 TOOLS_NODE = "tools"  # JSON: distribution -> version
@@ -103,22 +99,6 @@ class ValueNode:
     def save(self, value: object) -> None:
         """Never used: values are inputs only."""
         raise NotImplementedError(self.name)
-
-
-@dataclass(frozen=True)
-class MeasuredNode(ValueNode):
-    """Whether the rows of an earlier measurement may be ranked; those that may not are made again."""
-
-    facts: tuple[Path, ...] = ()
-
-    def state(self) -> str:
-        """The value, unless a row is marked invalid; a row that is missing is noticed as a product."""
-        for path in self.facts:
-            with suppress(ArtifactError):
-                if path.is_file() and read_fact(path, Measurement).invalid:
-                    # Never the same twice, so that this state is never found up to date.
-                    return f"must not be ranked ({time.time_ns()})"
-        return self.value
 
 
 Node = FileNode | ValueNode

@@ -16,7 +16,7 @@ from nailcore.artifact import artifact_path, manifest_path
 from nailcore.errors import WeightsError
 from nailcore.variant import Variant
 from nailtool.defaults import DEFAULT_SETTINGS
-from nailtool.nodes import SOURCE_NODE, TOOLS_NODE, FileNode, MeasuredNode, Node, ValueNode, hash_content
+from nailtool.nodes import SOURCE_NODE, TOOLS_NODE, FileNode, Node, ValueNode, hash_content
 from nailtool.rooms import Registry
 from nailtool.shadow import HOME
 from nailtool.sources import hash_sources
@@ -300,8 +300,9 @@ class Plan:
     ) -> Stage:
         """Times all units of a device in one stage, because their rounds are interleaved.
 
-        More rounds than the default are as good; fewer, other threads, and rows that must not be ranked
-        are not: a plan with the default settings measures again.
+        More rounds than the default are as good; after fewer, or with other threads, a plan with the
+        default settings measures again. Rows marked invalid are kept and shown as such: on a machine
+        that stays busy, measuring again would never end.
         """
         module = self.registry.devices[device]
         kinds = dict.fromkeys(unit.kind for unit in units)
@@ -322,7 +323,6 @@ class Plan:
                 *(ValueNode(key, value) for key, value in machine.items()),
                 ValueNode("threads", str(settings["threads"])),
                 ValueNode("rounds", _describe_rounds(settings["rounds"])),
-                MeasuredNode("earlier measurement", "may be ranked", facts=tuple(facts)),
                 _tools(*(tool for kind in kinds for tool in RUNTIMES.get(kind, ()))),
                 _sources(
                     [module, *(self.registry.targets[kind] for kind in kinds)],

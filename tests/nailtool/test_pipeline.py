@@ -20,6 +20,7 @@ from nailcore.artifact import open_artifact
 from nailcore.errors import BusyError, ConversionError, MissingToolError, WeightsError
 from nailtool import lock, stages
 from nailtool.command_line import shorten_command
+from nailtool.defaults import DEFAULT_SETTINGS
 from nailtool.nodes import FileNode
 from nailtool.pipeline import Order, build_variants, describe_data, find_built, run_plan
 from nailtool.sources import hash_sources
@@ -343,7 +344,9 @@ def test_a_latency_measured_otherwise_is_not_up_to_date(tmp_path: Path) -> None:
     unit = all_units(order)[0]
     run(order, [unit])
 
-    def measure(*, rounds: int = 15, threads: int = 1, force: bool = False, browser: str = "1") -> str:
+    def measure(
+        *, rounds: int = DEFAULT_SETTINGS["rounds"], threads: int = 1, force: bool = False, browser: str = "1"
+    ) -> str:
         settings = {"rounds": rounds, "threads": threads}
         stage = order.plan.latency_stage("cpu", [unit], settings, {"browser": browser})
         (result,) = run_plan(replace(order, force=force), [stage])
@@ -356,11 +359,9 @@ def test_a_latency_measured_otherwise_is_not_up_to_date(tmp_path: Path) -> None:
         assert [measure(), measure()] == ["built", "cached"], other
     measure(rounds=30, force=True)
     assert measure() == "cached"
-    busy = unit.path.parent / "busy"
-    busy.touch()
+    (unit.path.parent / "busy").touch()
     measure(force=True)
-    busy.unlink()
-    assert [measure(), measure()] == ["built", "cached"]
+    assert measure() == "cached"  # an invalid row is shown as invalid; measuring again would never end
 
 
 def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
