@@ -63,7 +63,7 @@ class Cascade(nn.Module):
 
     Free choices (the paper is silent), until the measured ablation replaces them: fusion width 64,
     dense F1 convolution, ReLU after the sum, last fused map at H/8, logits at H/4 behind one
-    depthwise 3×3. At 480 px and one thread, width 64 costs about two thirds of the CPU time of
+    depthwise 3×3. At 480 px and one thread, width 64 costs about four fifths of the CPU time of
     width 128 (see the table in docs/network.md); its accuracy stands in the model card.
     """
 
