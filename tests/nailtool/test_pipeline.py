@@ -321,8 +321,8 @@ def test_a_folder_moved_aside_when_the_run_was_killed_is_moved_back(tmp_path: Pa
 @pytest.mark.parametrize(
     ("typed", "shown"),
     [
-        (["report", "--data", "/home/ada/my photos", "--jobs", "2"], "report --data 'my photos' --jobs 2"),
-        (["report", "--out=/home/ada/out/", "--json"], "report --out=out --json"),
+        (["report", "--data", "/srv/ada/my photos", "--jobs", "2"], "report --data 'my photos' --jobs 2"),
+        (["report", "--out=/srv/ada/out/", "--json"], "report --out=out --json"),
         (["report", "--out", "~/builds", "--variants", "a,b"], "report --out builds --variants a,b"),
         (["report", "--reports-dir", "C:\\Users\\ada\\r"], "report --reports-dir r"),
         (["train", "--data", "."], f"train --data {Path.cwd().name}"),
@@ -380,6 +380,8 @@ def sleeping_build(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background job, CI among them, ignores Ctrl-C and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     )
     done = tmp_path / "out" / "nail43-64" / "nail43-64.fp16.tfjs.manifest.json"
     half = tmp_path / "out" / "nail55-64"
