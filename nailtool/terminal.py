@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nailcore.facts import Interval
     from nailtool.progress import Display
     from nailtool.stage import Stage
 
@@ -89,6 +90,11 @@ def _style(cell: str) -> str:
     if word in ("passed", "ok", "yes"):
         return "green"
     return "yellow" if cell.startswith(("not executed", "skipped")) else ""
+
+
+def format_interval(interval: Interval) -> str:
+    """A figure of 0..1 with its 95 % interval, as every table of accuracy prints it."""
+    return f"{interval.value:.3f} [{interval.low:.3f}–{interval.high:.3f}]"
 
 
 def format_bytes(count: int) -> str:

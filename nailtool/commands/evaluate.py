@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from nailtool.boundary import guarded
@@ -20,10 +18,7 @@ from nailtool.commands.options import (
     show_failures,
 )
 from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT
-from nailtool.terminal import Terminal
-
-if TYPE_CHECKING:
-    from nailcore.facts import Interval
+from nailtool.terminal import Terminal, format_interval
 
 
 @guarded
@@ -65,9 +60,9 @@ def evaluate(
         (
             (
                 fact.variant,
-                _show_interval(fact.miou),
-                _show_interval(fact.nail_iou),
-                _show_interval(fact.boundary_f),
+                format_interval(fact.miou),
+                format_interval(fact.nail_iou),
+                format_interval(fact.boundary_f),
                 f"{fact.images.count} {'synthetic' if fact.images.synthetic else 'photographs'}",
                 str(fact.output_stride),
             )
@@ -83,7 +78,3 @@ def evaluate(
     code = show_failures(terminal, results)
     if code:
         raise typer.Exit(code)
-
-
-def _show_interval(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}–{interval.high:.3f}]"

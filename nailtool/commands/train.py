@@ -9,7 +9,7 @@ import typer
 
 from nailtool.boundary import guarded
 from nailtool.commands.options import JsonOption, QuietOption
-from nailtool.terminal import Terminal
+from nailtool.terminal import Terminal, format_interval
 
 if TYPE_CHECKING:
     from nailcore.facts import WeightsFacts
@@ -65,7 +65,7 @@ def _show(terminal: Terminal, facts: WeightsFacts) -> None:
         (
             (
                 a.variant,
-                *(f"{i.value:.3f} [{i.low:.3f}–{i.high:.3f}]" for i in (a.miou, a.nail_iou, a.boundary_f)),
+                *map(format_interval, (a.miou, a.nail_iou, a.boundary_f)),
                 f"{a.images.count} {'synthetic' if a.images.synthetic else 'photographs'}",
             )
             for a in facts.accuracy
