@@ -20,12 +20,13 @@ from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError, ConversionError, MissingToolError
 from nailcore.facts import Check
 from nailcore.measure import find_versions, measure_cost
-from nailcore.runtime import Runner
+from nailcore.runtime import Engine, Runner
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
 
 KIND = "coreml"
 SUFFIX = ".mlpackage"
+ENGINES = (Engine("mil-reference"),)
 PARENT = "weights"
 INPUT_NAME = "image"
 TOOLS = ("torch", "coremltools")
@@ -292,7 +293,7 @@ def _check_precision(artifact: Artifact, operations: list[Any]) -> Check:
     )
 
 
-def open_runner(artifact: Artifact, path: Path) -> Runner:
+def open_runner(artifact: Artifact, path: Path, engine: str = "") -> Runner:
     """CoreML executes on macOS alone; until the MIL reference executor exists nothing runs here."""
     raise MissingToolError(
         f"{artifact.label}: not executed yet: CoreML runs on macOS only, and {path.name} "

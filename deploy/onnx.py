@@ -16,12 +16,13 @@ import numpy as np
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError, ConversionError
 from nailcore.measure import find_versions, measure_cost
-from nailcore.runtime import Images, Logits
+from nailcore.runtime import Engine, Images, Logits
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
 
 KIND = "onnx"
 SUFFIX = ".onnx"
+ENGINES = (Engine("onnxruntime"),)
 PARENT = "weights"
 OPSET = 18  # the exporter was written for it: asks for 17 stay at 18 without a word
 INPUT_NAME = "image"
@@ -174,6 +175,6 @@ class OnnxRunner:
         del self.session
 
 
-def open_runner(artifact: Artifact, path: Path) -> OnnxRunner:
+def open_runner(artifact: Artifact, path: Path, engine: str = "") -> OnnxRunner:
     """Execute exactly the bytes at ``path`` with onnxruntime, one thread."""
     return OnnxRunner(artifact, path)

@@ -18,13 +18,14 @@ from deploy.tfjs_write import Passes, optimise, write_model
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError
 from nailcore.measure import find_versions, measure_cost
-from nailcore.runtime import Images, Logits
+from nailcore.runtime import Engine, Images, Logits
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
 
 KIND = "tfjs"
 SUFFIX = ".tfjs"  # a folder: model.json and its weight shards, nothing else
 PARENT = "onnx"
+ENGINES = (Engine("chromium-wasm"),)
 TOOLS = ("onnx2tf", "tensorflow", "tf-keras", "tensorflowjs", "onnxruntime", "numpy")
 LOAD_TIMEOUT_S = 120.0
 RUN_TIMEOUT_S = 120.0  # per image
@@ -178,7 +179,7 @@ def describe_backend(backend: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def open_runner(artifact: Artifact, path: Path) -> TfjsRunner:
+def open_runner(artifact: Artifact, path: Path, engine: str = "") -> TfjsRunner:
     """Load exactly the files at ``path`` over HTTP into headless Chromium, wasm backend, one thread.
 
     Raises:

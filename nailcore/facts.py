@@ -81,7 +81,29 @@ class Limits(Fact):
 
     max_abs: float | None
     flipped_permille: float
+    mask_iou: float | None = None  # at least
+    boundary_iou: float | None = None  # at least
+    contour_shift_px: float | None = None  # at most, at the logits' resolution
+    finger_agreement: float | None = None  # at least; judged only where the head is trained
+    direction_error_deg: float | None = None  # p90, at most; judged only where the head is trained
     reason: str
+
+
+class Gate(Fact):
+    """One of several independent proofs about a file, with the figures it rests on."""
+
+    name: str  # "semantics", "identity", "end to end"
+    passed: bool
+    detail: str  # one sentence
+    figures: dict[str, float] = {}
+
+
+class WorstImage(Fact):
+    """An image the file gets most wrong, kept with a heat-map of where."""
+
+    name: str
+    flipped_permille: float
+    heatmap: str | None = None  # file name of a PNG in the folder beside the facts file
 
 
 class Check(Fact):
@@ -109,6 +131,15 @@ class ParityResult(Fact):
     worst_image_flipped_permille: float | None = None
     worst_image: str | None = None
     mask_iou: float | None = None  # nail mask against the reference's nail mask, pooled
+    boundary_iou: float | None = None  # same, within 2 px of either contour
+    contour_shift_px: float | None = None  # furthest a contour moved, at the logits' resolution
+    finger_agreement: float | None = None  # same argmax class inside the reference's nails, 0..1
+    direction_error_median_deg: float | None = None  # inside the reference's nails
+    direction_error_p90_deg: float | None = None
+    engine: str = ""  # nailcore.runtime.Engine.name
+    settings: dict[str, str] = {}  # backend really obtained, renderer, isolation, ...
+    worst_images: list[WorstImage] = []
+    gates: list[Gate] = []
     checks: list[Check] = []
     failures: list[str] = []  # one sentence each: output, figure, limit
     note: str = ""  # why it was not executed
