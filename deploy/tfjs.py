@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.chromium import BUNDLE_DIR, borrow_session, return_session
-from deploy.tfjs_fold import count_ops
-from deploy.tfjs_freeze import INPUT_NAME, freeze_onnx, quiet_native_logs
+from deploy.onnx_to_tf import INPUT_NAME, freeze_onnx, quiet_native_logs
+from deploy.tf_passes import count_ops
 from deploy.tfjs_write import Passes, optimise, write_model
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError

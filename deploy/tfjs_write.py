@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from deploy.tfjs_fold import count_ops, drop_noops, fold_dilations, fold_pads, mark_biases
-from deploy.tfjs_freeze import INPUT_NAME, FrozenModel, silence_tensorflow
+from deploy.onnx_to_tf import INPUT_NAME, FrozenModel, silence_tensorflow
+from deploy.tf_passes import count_ops, drop_noops, fold_dilations, fold_pads, mark_biases
 from nailcore.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def optimise(model: FrozenModel, passes: Passes = "fuse") -> GraphDef:
     if left and passes != "none":
         raise ConversionError(
             f"{sum(left.values())} dilated convolutions are still written as {' and '.join(left)}.",
-            hint="deploy/tfjs_fold.py met a form it does not know; such a model runs at half the speed.",
+            hint="deploy/tf_passes.py met a form it does not know; such a model runs at half the speed.",
         )
     return graph
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy import chromium, tfjs, tfjs_freeze
-from deploy.tfjs_fold import count_ops, fold_dilations, fold_pads
-from deploy.tfjs_freeze import freeze_onnx, make_probe_image, run_onnx, verify_outputs
+from deploy import chromium, onnx_to_tf, tfjs
+from deploy.onnx_to_tf import freeze_onnx, make_probe_image, run_onnx, verify_outputs
+from deploy.tf_passes import count_ops, fold_dilations, fold_pads
 from deploy.tfjs_write import optimise
 from nailcore.artifact import Artifact
 from nailcore.errors import ArtifactError, ConversionError, MissingToolError, NailtoolError
@@ -186,7 +186,7 @@ def test_the_same_bytes_again_and_nothing_from_the_network(
 
     monkeypatch.setattr("requests.get", refuse)
     monkeypatch.setattr("socket.create_connection", refuse)
-    tfjs_freeze._freeze_cached.cache_clear()
+    onnx_to_tf._freeze_cached.cache_clear()
     again = tfjs.convert(VARIANT, FP32, onnx_file, tmp_path / "again.tfjs")
     assert again.sha256 == built["fp32"][0].sha256
 
@@ -211,17 +211,17 @@ def test_a_weight_beyond_float16_is_refused_and_nothing_is_written(tmp_path: Pat
 
 
 def test_swapped_outputs_are_caught(onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = tfjs_freeze._order_outputs
+    original = onnx_to_tf._order_outputs
 
     def swap(parent: Path, model: Any, names: tuple[str, ...]) -> list[Any]:
         fgbg, finger, direction = original(parent, model, names)
         return [direction, finger, fgbg]
 
-    monkeypatch.setattr(tfjs_freeze, "_order_outputs", swap)
-    tfjs_freeze._freeze_cached.cache_clear()
+    monkeypatch.setattr(onnx_to_tf, "_order_outputs", swap)
+    onnx_to_tf._freeze_cached.cache_clear()
     with pytest.raises(ConversionError, match=r"'fgbg'.*holds 'direction'"):
         tfjs.convert(VARIANT, FP32, onnx_file, tmp_path / "swapped.tfjs")
-    tfjs_freeze._freeze_cached.cache_clear()
+    onnx_to_tf._freeze_cached.cache_clear()
 
 
 def test_a_graph_that_computes_something_else_is_caught(onnx_file: Path) -> None:

@@ -75,7 +75,7 @@ def _run_onnx2tf(parent: Path) -> Any:
     silence_tensorflow()
     from onnx2tf import onnx2tf
 
-    with tempfile.TemporaryDirectory(prefix="nailtool-tfjs-") as scratch, _without_download(onnx2tf):
+    with tempfile.TemporaryDirectory(prefix="nailtool-onnx2tf-") as scratch, _without_download(onnx2tf):
         copy = Path(scratch) / "model.onnx"  # onnx2tf may write over what it is given
         shutil.copyfile(parent, copy)
         try:
