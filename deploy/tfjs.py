@@ -122,7 +122,9 @@ class TfjsRunner:
         self._session = borrow_session()
         try:
             self._page = self._session.open_page()
-            self.backend: dict[str, Any] = self._call("startBackend", threads, doing="starting the backend")
+            self.backend: dict[str, Any] = self._call(
+                "startBackend", "wasm", {"threads": threads}, doing="starting the backend"
+            )
             url = f"{self._session.serve(path)}/model.json"
             self._call("loadModel", url, self._theirs, doing=f"loading {path.name}")
         except BaseException:

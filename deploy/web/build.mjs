@@ -6,8 +6,8 @@ const wasmFolder = 'node_modules/@tensorflow/tfjs-backend-wasm/dist';
 
 // What may end up in bundle/, and under which text. A package not listed here stops the build.
 const licences = {
-  'apache-2.0': ['@tensorflow/tfjs-backend-cpu', '@tensorflow/tfjs-backend-wasm', '@tensorflow/tfjs-converter',
-    '@tensorflow/tfjs-core', 'long'],
+  'apache-2.0': ['@tensorflow/tfjs-backend-cpu', '@tensorflow/tfjs-backend-wasm', '@tensorflow/tfjs-backend-webgl',
+    '@tensorflow/tfjs-backend-webgpu', '@tensorflow/tfjs-converter', '@tensorflow/tfjs-core', 'long'],
   seedrandom: ['seedrandom'],
   xnnpack: [], // linked into the wasm binaries, as is the runtime of the next one
   emscripten: [],
@@ -17,8 +17,10 @@ const emptied = ['node-fetch']; // named by tfjs for Node.js, replaced by nothin
 await rm('bundle', { recursive: true, force: true });
 await mkdir('bundle');
 const { metafile } = await build({
-  entryPoints: ['src/runner.js'],
-  outfile: 'bundle/runner.js',
+  entryPoints: ['src/runner.js', 'src/webgl.js', 'src/webgpu.js'], // the GPU backends load on demand
+  outdir: 'bundle',
+  chunkNames: '[name]-[hash]',
+  splitting: true,
   bundle: true,
   minify: true,
   format: 'esm',
@@ -41,7 +43,7 @@ const versions = {};
 for (const name of [...bundled].sort()) {
   versions[name] = JSON.parse(await readFile(`node_modules/${name}/package.json`, 'utf-8')).version;
 }
-let text = 'runner.js and the .wasm files hold work of others, under these licences.\n';
+let text = 'The .js and .wasm files hold work of others, under these licences.\n';
 for (const [licence, packages] of Object.entries(licences)) {
   const names = packages.map((name) => `${name} ${versions[name] ?? ''}`.trim()).join(', ');
   text += `\n${'='.repeat(80)}\n${names || `${licence} (inside the .wasm files)`}\n${'='.repeat(80)}\n\n`;
@@ -51,6 +53,6 @@ await writeFile('bundle/LICENSES.txt', text);
 await writeFile('bundle/versions.json', `${JSON.stringify(versions, null, 1)}\n`);
 
 for (const name of await readdir(wasmFolder)) {
-  if (name.endsWith('.wasm')) await copyFile(`${wasmFolder}/${name}`, `bundle/${name}`);
+  if (name.endsWith('.wasm')) await writeFile(`bundle/${name}`, await readFile(`${wasmFolder}/${name}`));
 }
 await copyFile('src/index.html', 'bundle/index.html');
