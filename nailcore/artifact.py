@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,29 @@ def open_artifact(manifest: Path) -> tuple[Artifact, Path]:
             "Run `nailtool build-variants` to make it again.",
         )
     return artifact, path
+
+
+@dataclass(frozen=True)
+class BrokenParent:
+    """An artefact made from another artefact that has since been replaced or is gone."""
+
+    artifact: Artifact
+    found: str | None  # SHA-256 of the parent's namesake as it is now; None: no such file
+
+
+def trace_weights(
+    artifact: Artifact, find_parent: Callable[[Artifact, str], Artifact | None]
+) -> str | BrokenParent:
+    """SHA-256 of the weights an artefact descends from, through the artefacts it was converted from.
+
+    A parent is an artefact when it carries an artefact's name (``<variant>.…``), else the weights file.
+    ``find_parent`` gets a child and its parent's file name, and gives that file's manifest as it is now.
+    """
+    seen = set()
+    while artifact.made_by.parent.startswith(f"{artifact.variant}."):
+        seen.add(artifact.file)
+        parent = find_parent(artifact, artifact.made_by.parent)
+        if parent is None or parent.sha256 != artifact.made_by.parent_sha256 or parent.file in seen:
+            return BrokenParent(artifact, parent.sha256 if parent else None)
+        artifact = parent
+    return artifact.made_by.parent_sha256

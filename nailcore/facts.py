@@ -36,6 +36,7 @@ class ImageSet(Fact):
     sha256: str  # over the sorted (file name, image hash, mask hash) lines
     count: int
     synthetic: bool
+    part_of_sha256: str = ""  # of the whole part, where a slow engine saw only its first images
 
 
 class ArtifactRef(Fact):
@@ -84,6 +85,7 @@ class Limits(Fact):
     mask_iou: float | None = None  # at least
     boundary_iou: float | None = None  # at least
     contour_shift_px: float | None = None  # at most, at the logits' resolution
+    lone_blob_px: int | None = None  # largest blob or hole that may appear or vanish, logits' resolution
     finger_agreement: float | None = None  # at least; judged only where the head is trained
     direction_error_deg: float | None = None  # p90, at most; judged only where the head is trained
     reason: str
@@ -131,12 +133,18 @@ class ParityResult(Fact):
     worst_image_flipped_permille: float | None = None
     worst_image: str | None = None
     mask_iou: float | None = None  # nail mask against the reference's nail mask, pooled
-    boundary_iou: float | None = None  # same, within 2 px of either contour
+    boundary_iou: float | None = None  # same, of the 2 px wide bands inside either contour
     contour_shift_px: float | None = None  # furthest a contour moved, at the logits' resolution
+    contour_shift_image: str | None = None
+    blobs_appeared: int | None = None  # blobs and holes that touch none of the reference's
+    blobs_vanished: int | None = None
+    lone_blob_px: int | None = None  # the largest of those
     finger_agreement: float | None = None  # same argmax class inside the reference's nails, 0..1
     direction_error_median_deg: float | None = None  # inside the reference's nails
     direction_error_p90_deg: float | None = None
+    heads_trained: tuple[str, ...] = ()  # figures of other heads are shown and not judged
     engine: str = ""  # nailcore.runtime.Engine.name
+    software_gpu: bool = False  # right numbers, meaningless speed
     settings: dict[str, str] = {}  # backend really obtained, renderer, isolation, ...
     worst_images: list[WorstImage] = []
     gates: list[Gate] = []

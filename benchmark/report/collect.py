@@ -10,9 +10,9 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from benchmark.report.bundle import DamagedFile, ReportContext, ReportInput, StaleFact
-from benchmark.report.lineage import BrokenParent, find_weights_sha256, index_by_file
+from benchmark.report.lineage import find_weights_sha256, index_by_file
 from benchmark.report.overlays import load_overlays
-from nailcore.artifact import MANIFEST_SUFFIX, Artifact, read_manifest
+from nailcore.artifact import MANIFEST_SUFFIX, Artifact, BrokenParent, read_manifest
 from nailcore.errors import ArtifactError
 from nailcore.facts import (
     AccuracyResult,

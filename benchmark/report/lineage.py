@@ -1,22 +1,15 @@
-"""Who was made from whom: an artefact's chain of parents back to the trained weights."""
+"""Which artefacts a report holds by name, and what their manifests say of their variant."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from nailcore.artifact import Artifact
+from nailcore.artifact import Artifact, BrokenParent, trace_weights
 from nailcore.variant import Variant
 
-
-@dataclass(frozen=True)
-class BrokenParent:
-    """An artefact made from another artefact that has since been replaced or is gone."""
-
-    artifact: Artifact
-    found: str | None  # SHA-256 of the parent's namesake as it is now; None: no such file
+ByFile = Mapping[tuple[str, str], Artifact]
 
 
 def index_by_file(artifacts: Iterable[Artifact]) -> dict[tuple[str, str], Artifact]:
@@ -24,21 +17,9 @@ def index_by_file(artifacts: Iterable[Artifact]) -> dict[tuple[str, str], Artifa
     return {(a.variant, a.file): a for a in artifacts}
 
 
-def find_weights_sha256(
-    artifact: Artifact, by_file: Mapping[tuple[str, str], Artifact]
-) -> str | BrokenParent:
-    """SHA-256 of the weights an artefact descends from, through the artefacts it was converted from.
-
-    A parent is an artefact when it carries an artefact's name (``<variant>.…``), else the weights file.
-    """
-    seen = set()
-    while artifact.made_by.parent.startswith(f"{artifact.variant}."):
-        seen.add(artifact.file)
-        parent = by_file.get((artifact.variant, artifact.made_by.parent))
-        if parent is None or parent.sha256 != artifact.made_by.parent_sha256 or parent.file in seen:
-            return BrokenParent(artifact, parent.sha256 if parent else None)
-        artifact = parent
-    return artifact.made_by.parent_sha256
+def find_weights_sha256(artifact: Artifact, by_file: ByFile) -> str | BrokenParent:
+    """SHA-256 of the weights an artefact descends from, by the manifests of the same folder."""
+    return trace_weights(artifact, lambda child, name: by_file.get((child.variant, name)))
 
 
 def read_variant(artifact: Artifact) -> Variant | None:

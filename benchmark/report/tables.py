@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmark.report.bundle import ReportInput
-from benchmark.report.lineage import BrokenParent, find_weights_sha256, index_by_file, read_variant
-from nailcore.artifact import Artifact
+from benchmark.report.lineage import find_weights_sha256, index_by_file, read_variant
+from nailcore.artifact import Artifact, BrokenParent
 from nailcore.facts import AccuracyResult, ImageSet, Machine, Measurement, ParityResult
 from nailcore.variant import Variant
 
