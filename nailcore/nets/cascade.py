@@ -40,12 +40,23 @@ class OutputBranch(nn.Module):
         return {name: head(x) for name, head in self.heads.items()}
 
 
+def _project_f1(inputs: int, width: int, kind: str) -> nn.Module:
+    """The dilated 3×3 convolution on the upsampled F1, whole or as depthwise and pointwise."""
+    if kind == "dense":
+        return nn.Conv2d(inputs, width, 3, padding=2, dilation=2, bias=False)
+    return nn.Sequential(
+        nn.Conv2d(inputs, inputs, 3, padding=2, dilation=2, groups=inputs, bias=False),
+        nn.BatchNorm2d(inputs, eps=BATCHNORM_EPSILON),
+        nn.Conv2d(inputs, width, 1, bias=False),
+    )
+
+
 class Fusion(nn.Module):
     """The paper's fusion module: F2' = ReLU(BN(conv3×3 dilation 2 (up2(F1))) + BN(conv1×1(F2)))."""
 
-    def __init__(self, inputs_f1: int, inputs_f2: int, width: int) -> None:
+    def __init__(self, inputs_f1: int, inputs_f2: int, width: int, conv: str = "dense") -> None:
         super().__init__()
-        self.project_f1 = nn.Conv2d(inputs_f1, width, 3, padding=2, dilation=2, bias=False)
+        self.project_f1 = _project_f1(inputs_f1, width, conv)
         self.norm_f1 = nn.BatchNorm2d(width, eps=BATCHNORM_EPSILON)
         self.project_f2 = nn.Conv2d(inputs_f2, width, 1, bias=False)
         self.norm_f2 = nn.BatchNorm2d(width, eps=BATCHNORM_EPSILON)
@@ -67,12 +78,12 @@ class Cascade(nn.Module):
     width 128 (see the table in docs/network.md); its accuracy stands in the model card.
     """
 
-    def __init__(self, encoder: str, layers: int, fusion_width: int) -> None:
+    def __init__(self, encoder: str, layers: int, fusion_width: int, fusion_conv: str = "dense") -> None:
         super().__init__()
         self.high, self.low = build_encoders(encoder, layers)
         high, low = as_encoder(self.high).channels, as_encoder(self.low).channels
-        self.fusion16 = Fusion(low[16], low[8], fusion_width)  # deep features with low stage 4
-        self.fusion8 = Fusion(fusion_width, high[8], fusion_width)  # ... with high stage 4
+        self.fusion16 = Fusion(low[16], low[8], fusion_width, fusion_conv)  # deep features with low stage 4
+        self.fusion8 = Fusion(fusion_width, high[8], fusion_width, fusion_conv)  # ... with high stage 4
         self.output = OutputBranch(fusion_width, refined=True)
 
     def _fuse(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -101,4 +112,4 @@ class Cascade(nn.Module):
 
 def build_cascade(variant: Variant) -> Cascade:
     """An untrained cascade for a variant."""
-    return Cascade(variant.encoder, variant.encoder_layers, variant.fusion_width)
+    return Cascade(variant.encoder, variant.encoder_layers, variant.fusion_width, variant.fusion_conv)

@@ -22,8 +22,13 @@ def fold_batchnorm(module: nn.Module) -> None:
     names = list(module._modules)
     for conv_name, norm_name in itertools.pairwise(names):
         conv, norm = module._modules[conv_name], module._modules[norm_name]
+        owner, key = module, conv_name
+        if isinstance(conv, nn.Sequential) and isinstance(norm, nn.BatchNorm2d):
+            # A separable convolution: the norm behind it belongs to its last part.
+            owner, key = conv, list(conv._modules)[-1]
+            conv = owner._modules[key]
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            module._modules[conv_name] = fuse_conv_bn_eval(conv, norm)
+            owner._modules[key] = fuse_conv_bn_eval(conv, norm)
             module._modules[norm_name] = nn.Identity()
 
 

@@ -186,3 +186,17 @@ def test_nan_weights_are_refused(tmp_path: Path) -> None:
     save_weights(network, tmp_path / "nan.safetensors", {})
     with pytest.raises(WeightsError, match="NaN"):
         load_weights(VARIANTS["nail43-288"], tmp_path / "nan.safetensors")
+
+
+def test_a_separable_decoder_exports_to_the_same_function() -> None:
+    variant = VARIANTS["nail43-288"].model_copy(update={"fusion_conv": "separable", "fusion_width": 16})
+    network = build_cascade(variant).eval()
+    scramble(network)
+    export = ExportForm(network, variant).eval()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in export.modules())
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 255
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (variant.mean, variant.std))
+    expected = network((x - mean) / std)
+    for name, found in zip(export.names, export(x), strict=True):
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-4 * scale)
