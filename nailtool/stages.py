@@ -30,14 +30,18 @@ TOOLS: Mapping[str, tuple[str, ...]] = {
     "embedded": ("numpy", "opencv-python-headless", "scipy"),
     "report": ("jinja2", "pydantic"),
 }
-RUNTIMES: Mapping[str, tuple[str, ...]] = {"onnx": ("onnxruntime",), "tfjs": ("playwright",)}
+RUNTIMES: Mapping[str, tuple[str, ...]] = {
+    "onnx": ("onnxruntime",),
+    "tfjs": ("playwright",),
+    "tflite": ("ai-edge-litert",),
+}
 # torch and tensorflow do not share a process: their OpenMP and protobuf runtimes collide.
-FAMILIES: Mapping[str, str] = {"onnx": "torch", "coreml": "torch", "tfjs": "tensorflow"}
+FAMILIES: Mapping[str, str] = {"onnx": "torch", "coreml": "torch", "tfjs": "tensorflow", "tflite": "tensorflow"}
 # What is no Python source and yet decides a result: pages a runner serves, limits it is judged by.
 RESOURCES: Mapping[str, tuple[str, ...]] = {"tfjs": ("deploy/web/bundle",)}
 LIMITS = "benchmark/limits.toml"
 SPLITS = "nailcore/data/splits"  # which images of the known public sets are held out
-DATA_PARTS = ("images", "masks", "dataset.json", "split.json")
+DATA_PARTS = ("images", "annotations.json", "masks", "dataset.json", "split.json")
 
 
 @dataclass(frozen=True)

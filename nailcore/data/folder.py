@@ -1,9 +1,9 @@
-"""A data folder: ``images/`` and ``masks/`` with equal stems, an optional ``dataset.json`` and split."""
+"""A data folder: ``images/`` with ``annotations.json`` (or plain ``masks/``), and an optional split."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -11,33 +11,25 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nailcore.data.coco import (
+    ANNOTATIONS,
+    CocoImage,
+    CocoNail,
+    describe_nails,
+    group_nails,
+    rasterise,
+    read_coco,
+)
+from nailcore.data.labels import ImageRecord, Label, Labels, NailRecord, match_nails
 from nailcore.errors import DataError
 from nailcore.facts import ImageSet
 from nailcore.storage import hash_file
 
-Label = Literal["mask", "finger", "direction"]
+__all__ = ["Dataset", "ImageRecord", "Label", "Labels", "NailRecord", "Sample", "open_dataset", "read_image"]
+
 Split = Literal["train", "held-out", "all"]
 SPLITS_DIR = Path(__file__).parent / "splits"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-class NailRecord(BaseModel):
-    """One nail: its class and the points its direction runs between, in image pixels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    finger: str | None  # one of nailcore.variant.FINGER_CLASSES, None: unknown
-    base: tuple[float, float] | None
-    tip: tuple[float, float] | None
-    area_px: int
-
-
-class ImageRecord(BaseModel):
-    """What one image declares about itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    labels: tuple[Label, ...] = ("mask",)
-    subject: str | None = None
-    nails: tuple[NailRecord, ...] = ()
 
 
 class DatasetCard(BaseModel):
@@ -73,23 +65,51 @@ class SplitFile(BaseModel):
 
 
 @dataclass(frozen=True)
+class Shapes:
+    """The nails of one image as ``annotations.json`` gives them."""
+
+    file: Path
+    image: CocoImage
+    nails: tuple[CocoNail, ...]
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One labelled image on disk."""
+    """One labelled image on disk; its labels lie in a mask image or in ``shapes``."""
 
     name: str
     image: Path
-    mask: Path
+    mask: Path | None
     record: ImageRecord
+    shapes: Shapes | None = None
 
     def load_image(self) -> npt.NDArray[np.uint8]:
         """(H, W, 3) RGB, EXIF orientation applied; raises DataError naming the file."""
         return read_image(self.image)
 
     def load_mask(self) -> npt.NDArray[np.bool_]:
-        """(H, W) nail mask; raises DataError when unreadable or of another size than the image."""
+        """(H, W) nail mask; raises DataError when unreadable or of another size than declared."""
         import cv2
 
+        if self.mask is None:
+            return self.load_labels().mask
         return np.asarray(_decode(self.mask, cv2.IMREAD_GRAYSCALE, "mask image") > 127)
+
+    def load_labels(self) -> Labels:
+        """Every label of the image at its own size; raises DataError as ``load_mask`` does."""
+        known = frozenset(self.record.labels)
+        if self.shapes is not None:
+            index = rasterise(self.shapes.file, self.shapes.image, self.shapes.nails)
+            return Labels(index, self.record.nails, known)
+        return Labels(match_nails(self.load_mask(), self.record.nails), self.record.nails, known)
+
+    def hash_labels(self) -> str:
+        """SHA-256 over everything that is said of the image."""
+        if self.shapes is None:
+            return hash_file(self.mask) if self.mask is not None else ""
+        lines = [self.shapes.image.model_dump_json(exclude={"id"})]
+        lines += [nail.model_dump_json(exclude={"id", "image_id"}) for nail in self.shapes.nails]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
@@ -145,7 +165,7 @@ class Dataset:
         samples = self.part(which)
         digest = hashlib.sha256()
         for sample in samples:
-            line = f"{sample.name} {hash_file(sample.image)} {hash_file(sample.mask)}\n"
+            line = f"{sample.name} {hash_file(sample.image)} {sample.hash_labels()}\n"
             digest.update(line.encode())
         suffix = f" {which}" if self.split is not None else ""
         return ImageSet(
@@ -185,18 +205,52 @@ def _find_split(root: Path, stems: set[str]) -> SplitFile | None:
 
 
 def open_dataset(root: Path) -> Dataset:
-    """Open a data folder and check that every image has a mask of its own size.
+    """Open a data folder; in the form with masks, check that every image has one of its own size.
 
     Raises:
-        DataError: the folder, a mask or an image is missing, unreadable, or of another size.
+        DataError: the folder, an image or its labels are missing, unreadable, or of another size.
     """
-    images_dir, masks_dir = root / "images", root / "masks"
-    for folder in (root, images_dir, masks_dir):
+    for folder in (root, root / "images"):
         if not folder.is_dir():
             raise DataError(
                 f"{folder}: no such folder.",
-                hint="A data folder holds images/*.jpg and masks/*.png with equal file stems.",
+                hint=f"A data folder holds images/ with {ANNOTATIONS}, or images/*.jpg and masks/*.png "
+                "with equal file stems.",
             )
+    dataset = _open_annotations(root) if (root / ANNOTATIONS).is_file() else _open_masks(root)
+    stems = {sample.name for sample in dataset.samples}
+    return replace(dataset, split=_find_split(root, stems))
+
+
+def _open_annotations(root: Path) -> Dataset:
+    path = root / ANNOTATIONS
+    file = read_coco(path)
+    if not file.images:
+        raise DataError(f"{path}: lists no images.")
+    nails = group_nails(file)
+    samples = []
+    for image in file.images:
+        place = root / "images" / image.file_name
+        if not place.is_file():
+            raise DataError(f"{path}: lists {image.file_name}, but there is no {place}.")
+        record = describe_nails(path, image, nails[image.id])
+        samples.append(Sample(place.stem, place, None, record, Shapes(path, image, nails[image.id])))
+    card = DatasetCard(
+        name=file.info.description,
+        synthetic=file.info.synthetic,
+        licence=file.info.licence,
+        note=file.info.note,
+    )
+    return Dataset(root, card, tuple(sorted(samples, key=lambda s: s.name)), None)
+
+
+def _open_masks(root: Path) -> Dataset:
+    images_dir, masks_dir = root / "images", root / "masks"
+    if not masks_dir.is_dir():
+        raise DataError(
+            f"{masks_dir}: no such folder.",
+            hint=f"A data folder without {ANNOTATIONS} holds masks/*.png with the stems of its images.",
+        )
     card_path = root / "dataset.json"
     card = (
         _read_model(card_path, DatasetCard) if card_path.is_file() else DatasetCard(name=root.resolve().name)
@@ -218,15 +272,22 @@ def open_dataset(root: Path) -> Dataset:
         twice = sorted({s for s in stems if stems.count(s) > 1})
         raise DataError(f"{images_dir}: several images share one stem: {', '.join(twice)}.")
     for sample in samples:
-        _check_sizes(sample)
-    return Dataset(root, card, tuple(samples), _find_split(root, set(stems)))
+        check_size(sample, sample.load_image())
+    return Dataset(root, card, tuple(samples), None)
 
 
-def _check_sizes(sample: Sample) -> None:
-    image, mask = sample.load_image(), sample.load_mask()
-    if image.shape[:2] != mask.shape:
-        (h, w), (mh, mw) = image.shape[:2], mask.shape
+def check_size(sample: Sample, image: npt.NDArray[np.uint8]) -> None:
+    """Raises DataError when the labels are for another size than the decoded image (H, W, 3) has."""
+    height, width = image.shape[:2]
+    if sample.shapes is not None:
+        wanted, where = (sample.shapes.image.height, sample.shapes.image.width), ANNOTATIONS
+        what = "is declared as"
+    else:
+        shape = sample.load_mask().shape
+        wanted, where = (shape[0], shape[1]), sample.mask.name if sample.mask else ""
+        what = "is"
+    if (height, width) != wanted:
         raise DataError(
-            f"{sample.image}: is {w}×{h} px but its mask {sample.mask.name} is {mw}×{mh} px.",
-            hint="A mask must cover its image pixel for pixel (after EXIF rotation).",
+            f"{sample.image}: is {width}×{height} px but its mask {where} {what} {wanted[1]}×{wanted[0]} px.",
+            hint="Labels must cover their image pixel for pixel (after EXIF rotation).",
         )

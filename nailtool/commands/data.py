@@ -60,22 +60,43 @@ def show(
 @app.command("synth")
 @guarded
 def synth(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    count: Annotated[
+        int, typer.Option("--count", min=0, help="Images of a training set; 0: the embedded dozen.")
+    ] = 0,
+    subjects: Annotated[int, typer.Option("--subjects", min=2, help="People among them.")] = 300,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=99, help="Another seed, other people.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, max=64, help="Worker processes at once.")] = 1,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the embedded set of rendered hands: the images that are used without --data.
+    """Render labelled hands: the embedded set, or with --count a training set split by person.
 
-    Example: nailtool data synth --out hands
+    A stopped rendering goes on where it was when the command is given again.
+
+    Example: nailtool data synth --out hands --count 2000 --jobs 2
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    from nailcore.data.synth import make_embedded_set
+    from nailcore.data.synth import RenderOrder, make_embedded_set, render_set
     from nailcore.errors import DataError
-    from nailcore.storage import replacing
+    from nailtool.lock import hold_folder
 
-    if out.exists():
-        raise DataError(f"{out}: exists already.", hint="Name a folder that does not exist yet.")
-    with replacing(out) as scratch:
-        make_embedded_set(scratch, progress=lambda done, total: terminal.note(f"rendered {done} of {total}"))
+    if count:
+        order = RenderOrder(count=count, subjects=subjects, seed=seed)
+        step = max(1, count // 50)
+        with hold_folder(out):
+            render_set(
+                out,
+                order,
+                jobs=jobs,
+                progress=lambda done, total: (
+                    terminal.note(f"rendered {done} of {total}") if done % step == 0 else None
+                ),
+            )
+    else:
+        if out.exists():
+            raise DataError(f"{out}: exists already.", hint="Name a folder that does not exist yet.")
+        make_embedded_set(out, progress=lambda done, total: terminal.note(f"rendered {done} of {total}"))
     terminal.show(f"Synthetic hands, rendered: {out}")
     terminal.emit({"folder": str(out), "synthetic": True})

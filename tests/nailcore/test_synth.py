@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nailcore.data.folder import DatasetCard, NailRecord, open_dataset
+from nailcore.data.coco import read_coco
+from nailcore.data.folder import NailRecord, open_dataset
 from nailcore.data.synth import Rendering, Scene, make_embedded_set, render_scene, sample_scene
 from nailcore.data.synth.drawing import Drawing, draw
 from nailcore.data.synth.embedded import SEEDS
@@ -233,7 +234,8 @@ def test_a_written_set_opens_and_its_records_match_its_masks(tmp_path: Path) -> 
         assert sample.record.labels == ("mask", "finger", "direction")
         assert sample.record.subject
         assert sample.load_mask().sum() == sum(nail.area_px for nail in sample.record.nails)
-    DatasetCard.model_validate_json((out / "dataset.json").read_bytes())
+        assert (sample.load_labels().finger >= 0).sum() == sample.load_mask().sum()
+    assert len(read_coco(out / "annotations.json").images) == 2
 
 
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -2,7 +2,17 @@
 
 from nailcore.data.synth.embedded import make_embedded_set
 from nailcore.data.synth.render import Rendering, render, render_scene
+from nailcore.data.synth.rendered_set import RenderOrder, render_set
 from nailcore.data.synth.sample import sample_scene
 from nailcore.data.synth.scene import Scene
 
-__all__ = ["Rendering", "Scene", "make_embedded_set", "render", "render_scene", "sample_scene"]
+__all__ = [
+    "RenderOrder",
+    "Rendering",
+    "Scene",
+    "make_embedded_set",
+    "render",
+    "render_scene",
+    "render_set",
+    "sample_scene",
+]

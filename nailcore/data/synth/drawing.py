@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nailcore.data.folder import NailRecord
+from nailcore.data.labels import NailRecord
 from nailcore.data.synth.geometry import HandGeometry, build_hand
 from nailcore.data.synth.raster import Fragments, rasterise, split_quads
 from nailcore.data.synth.scene import Camera, Scene

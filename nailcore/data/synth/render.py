@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nailcore.data.folder import NailRecord
+from nailcore.data.labels import NailRecord
 from nailcore.data.synth import shade
 from nailcore.data.synth.background import paint_background
 from nailcore.data.synth.drawing import SUPERSAMPLING, Drawing, Part, draw
@@ -39,15 +39,21 @@ class Rendering:
         return self.nail_index > 0
 
 
-def render_scene(seed: int, *, width_px: int = 640, height_px: int = 480) -> Rendering:
+def render_scene(
+    seed: int, *, subject_seed: int | None = None, width_px: int = 640, height_px: int = 480
+) -> Rendering:
     """Render the first scene of a seed in which at least MIN_NAILS nails can be seen, apart and whole.
+
+    Args:
+        subject_seed: whose hand it is (default: a person of this seed's own).
 
     Raises:
         DataError: no such scene in ATTEMPTS draws.
     """
     for attempt in range(ATTEMPTS):
         drawn_seed = seed + 1_000_003 * attempt
-        scene = sample_scene(drawn_seed, subject_seed=seed, width_px=width_px, height_px=height_px)
+        who = seed if subject_seed is None else subject_seed
+        scene = sample_scene(drawn_seed, subject_seed=who, width_px=width_px, height_px=height_px)
         with _one_thread():
             drawing = draw(scene)
             if len(drawing.nails) >= MIN_NAILS and _are_apart(drawing):
