@@ -88,6 +88,7 @@ class Limits(Fact):
     lone_blob_px: int | None = None  # largest blob or hole that may appear or vanish, logits' resolution
     finger_agreement: float | None = None  # at least; judged only where the head is trained
     direction_error_deg: float | None = None  # p90, at most; judged only where the head is trained
+    mean_abs: float | None = None  # at most, in uint8 code values; judged in pre-processing only
     reason: str
 
 
@@ -151,6 +152,27 @@ class ParityResult(Fact):
     checks: list[Check] = []
     failures: list[str] = []  # one sentence each: output, figure, limit
     note: str = ""  # why it was not executed
+    measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class StageParity(Fact):
+    """Does one step before or after the network give what Python's gives, on the same photographs?"""
+
+    stage: Literal["decode", "resize", "normalise", "preprocess", "image input", "postprocess"]
+    implementation: str  # "nailtool JavaScript", "canvas drawImage (low)", "iOS dump", "CoreML image input", ...
+    engine: str  # "chromium", "firefox", "webkit", "ios", "mil-reference"
+    variant: str
+    weights_sha256: str | None  # of the network that tells what the difference does to the mask
+    versions: dict[str, str]
+    machine: Machine
+    images: ImageSet
+    figures: dict[str, float]  # units in the names; every image counts alike in a mean
+    limits: Limits
+    judged: bool = True  # False: shown for comparison, its failure fails nothing
+    passed: bool | None  # None: not measured here, detail says why and how it can be
+    cause: str = ""  # short name of the most likely cause of a failure, "" when none fits
+    detail: str  # one or two sentences
+    worst_image: str | None = None
     measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
