@@ -159,7 +159,7 @@ class StageParity(Fact):
     """Does one step before or after the network give what Python's gives, on the same photographs?"""
 
     stage: Literal["decode", "resize", "normalise", "preprocess", "image input", "postprocess"]
-    implementation: str  # "nailtool JavaScript", "canvas drawImage (low)", "iOS dump", "CoreML image input", ...
+    implementation: str  # "nailtool JavaScript", "canvas drawImage (low)", "iOS dump", ...
     engine: str  # "chromium", "firefox", "webkit", "ios", "mil-reference"
     variant: str
     weights_sha256: str | None  # of the network that tells what the difference does to the mask

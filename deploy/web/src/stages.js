@@ -5,7 +5,7 @@ import { decodePhoto, letterbox, placePhoto, preprocess, preprocessByCanvas, toT
 
 const asFloats = (text) => new Float32Array(fromBase64(text).buffer);
 
-export const preprocessStage = {
+const preprocessing = {
   // A file -> its RGBA bytes, upright.
   async decode(file) {
     const { data, height, width, reader } = await decodePhoto(fromBase64(file));
@@ -22,7 +22,7 @@ export const preprocessStage = {
     toBase64(await preprocessByCanvas(fromBase64(file), inputHeight, inputWidth, quality)),
 };
 
-export const postprocessStage = {
+const postprocessing = {
   findNails: ({ fgbg, finger, direction }, height, width, minArea, layout) =>
     findNails({ fgbg: asFloats(fgbg), finger: asFloats(finger), direction: asFloats(direction) }, height, width,
       { minArea, layout }),
@@ -31,3 +31,11 @@ export const postprocessStage = {
     return toBase64(maskOnPhoto(asFloats(fgbg), height, width, box, outputStride, layout));
   },
 };
+
+function pick(steps, name) {
+  if (!Object.hasOwn(steps, name)) throw new Error(`no step '${name}'; there are ${Object.keys(steps).join(', ')}`);
+  return steps[name];
+}
+
+export const runPreprocessing = async (step, ...given) => pick(preprocessing, step)(...given);
+export const runPostprocessing = async (step, ...given) => pick(postprocessing, step)(...given);
