@@ -8,7 +8,7 @@ from typing import cast
 from nailcore.errors import UnknownNameError
 from nailcore.runtime import Target
 
-TARGETS = ("onnx", "coreml", "tfjs")  # a new target: one module, one word here
+TARGETS = ("onnx", "coreml", "tfjs", "tflite")  # a new target: one module, one word here
 
 
 def find_target(kind: str) -> Target:

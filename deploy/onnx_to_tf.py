@@ -171,7 +171,11 @@ def run_onnx(
 
 
 def verify_outputs(
-    expected: dict[str, npt.NDArray[np.float32]], found: dict[str, npt.NDArray[np.float32]], what: str
+    expected: dict[str, npt.NDArray[np.float32]],
+    found: dict[str, npt.NDArray[np.float32]],
+    what: Path | str,
+    *,
+    limit: float = MAX_RELATIVE_ERROR,
 ) -> None:
     """Compare by name; a swap of two outputs of one shape is named as such.
 
@@ -184,14 +188,14 @@ def verify_outputs(
             for other, value in found.items()
             if value.shape == reference.shape
         }
-        if errors.get(name, np.inf) <= MAX_RELATIVE_ERROR:
+        if errors.get(name, np.inf) <= limit:
             continue
         nearest = min(errors, key=lambda other: errors[other]) if errors else name
-        swapped = nearest != name and errors[nearest] <= MAX_RELATIVE_ERROR
+        swapped = nearest != name and errors[nearest] <= limit
         detail = f"it holds '{nearest}'" if swapped else f"relative error {errors.get(name, np.inf):.2g}"
         raise ConversionError(
             f"{what}: output '{name}' is not what the ONNX file computes under that name ({detail}; "
-            f"allowed {MAX_RELATIVE_ERROR:g}).",
+            f"allowed {limit:g}).",
             hint="Nothing was written. This is a converter's fault: please report it with the versions.",
         )
 

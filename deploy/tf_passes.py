@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from deploy.onnx_to_tf import INPUT_NAME
+
 if TYPE_CHECKING:
     from tensorflow.core.framework.graph_pb2 import GraphDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative")
 _PADS = ("Pad", "PadV2")
+SPLITS = ("SpaceToBatchND", "BatchToSpaceND")  # how TensorFlow writes a dilated convolution
+# Short names for what is left after optimisation; any other op keeps its own, in lower case.
+_SHORT_NAMES = {
+    "_FusedConv2D": "conv",
+    "Conv2D": "conv",
+    "AddV2": "add",
+    "AddN": "add",
+    "ResizeBilinear": "resize",
+}
+_SHORT_NAMES |= {"FusedDepthwiseConv2dNative": "depthwise", "DepthwiseConv2dNative": "depthwise"}
 
 
 @dataclass(frozen=True)
@@ -170,6 +182,56 @@ def mark_biases(graph: GraphDef, outputs: tuple[str, ...]) -> GraphDef:
         add.op = "BiasAdd"
         add.attr["data_format"].s = b"NHWC"
     return result
+
+
+def rename_nodes(graph: GraphDef, input_node: str, output_nodes: dict[str, str]) -> GraphDef:
+    """Order nodes by depth-first search from the outputs and name them by op and place.
+
+    The nodes behind the outputs get our output names, the placeholder is called ``image``. The
+    converters' names carry counters that depend on what else the process converted; these do not.
+    """
+    nodes = {node.name: node for node in graph.node}
+    given = {node: name for name, node in output_nodes.items()} | {input_node: INPUT_NAME}
+    ordered = _order(nodes, tuple(output_nodes.values()))
+    counters: Counter[str] = Counter()
+    names: dict[str, str] = {}
+    for node in ordered:
+        if node.op == "Const":
+            continue
+        short = _SHORT_NAMES.get(node.op, node.op.lower().lstrip("_"))
+        counters[short] += 1
+        names[node.name] = given.get(node.name, f"{short}_{counters[short]}")
+        for place, source in enumerate(node.input):
+            if nodes[source.split(":")[0]].op == "Const":  # named by its first reader
+                names.setdefault(source.split(":")[0], f"{names[node.name]}/{place}")
+    result = type(graph)(versions=graph.versions)
+    for node in ordered:
+        copy = result.node.add()
+        copy.CopyFrom(node)
+        copy.name = names[node.name]
+        copy.input[:] = [names[source.split(":")[0]] for source in node.input]
+        copy.device = ""
+        for key in [key for key in copy.attr if key.startswith("_")]:
+            del copy.attr[key]
+    return result
+
+
+def _order(nodes: dict[str, NodeDef], outputs: tuple[str, ...]) -> list[NodeDef]:
+    """Topological order, unique for a given graph whatever the order of its nodes in the file."""
+    ordered: dict[str, NodeDef] = {}
+    for output in outputs:
+        waiting = [(output, False)]
+        while waiting:
+            name, ready = waiting.pop()
+            if name in ordered:
+                continue
+            sources = [source.lstrip("^").split(":")[0] for source in nodes[name].input]
+            if ready:
+                ordered[name] = nodes[name]
+            else:
+                waiting.append((name, True))
+                waiting.extend((source, False) for source in reversed(sources))
+    return list(ordered.values())
 
 
 def _copy(graph: GraphDef) -> GraphDef:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from deploy.onnx_to_tf import INPUT_NAME, FrozenModel, silence_tensorflow
-from deploy.tf_passes import count_ops, drop_noops, fold_dilations, fold_pads, mark_biases
+from deploy.tf_passes import (
+    SPLITS,
+    count_ops,
+    drop_noops,
+    fold_dilations,
+    fold_pads,
+    mark_biases,
+    rename_nodes,
+)
 from nailcore.errors import ConversionError
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.graph_pb2 import GraphDef
-    from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 # none: the official converter alone. fold: its result with dilations folded afterwards, so that those
 # convolutions stay unfused. fuse: folded first, so that the official fusing pass sees every convolution.
 Passes = Literal["none", "fold", "fuse"]
 SHARD_BYTES = 4 << 20
-_SPLITS = ("SpaceToBatchND", "BatchToSpaceND")
-# Short names for what is left after optimisation; any other op keeps its own, in lower case.
-_SHORT = {"_FusedConv2D": "conv", "Conv2D": "conv", "AddV2": "add", "AddN": "add", "ResizeBilinear": "resize"}
-_SHORT |= {"FusedDepthwiseConv2dNative": "depthwise", "DepthwiseConv2dNative": "depthwise"}
 
 
 def optimise(model: FrozenModel, passes: Passes = "fuse") -> GraphDef:
@@ -45,8 +47,8 @@ def optimise(model: FrozenModel, passes: Passes = "fuse") -> GraphDef:
     if passes == "fold":
         for rewrite in (fold_dilations, fold_pads):
             graph = rewrite(graph, outputs)
-    graph = _rename(drop_noops(graph, outputs), model)
-    left = {op: count for op, count in count_ops(graph).items() if op in _SPLITS}
+    graph = rename_nodes(drop_noops(graph, outputs), model.input_node, model.output_nodes)
+    left = {op: count for op, count in count_ops(graph).items() if op in SPLITS}
     if left and passes != "none":
         raise ConversionError(
             f"{sum(left.values())} dilated convolutions are still written as {' and '.join(left)}.",
@@ -69,55 +71,6 @@ def _run_official(graph: GraphDef, input_node: str, outputs: tuple[str, ...]) ->
         return official.optimize_graph(live, signature)
     except ValueError as error:
         raise ConversionError(f"tensorflowjs refused the graph: {error}") from error
-
-
-def _rename(graph: GraphDef, model: FrozenModel) -> GraphDef:
-    """Order nodes by depth-first search from the outputs and name them by op and place.
-
-    The converters' names carry counters that depend on what else the process converted; these do not.
-    """
-    nodes = {node.name: node for node in graph.node}
-    given = {node: name for name, node in model.output_nodes.items()} | {model.input_node: INPUT_NAME}
-    ordered = _order(nodes, tuple(model.output_nodes.values()))
-    counters: Counter[str] = Counter()
-    names: dict[str, str] = {}
-    for node in ordered:
-        if node.op == "Const":
-            continue
-        short = _SHORT.get(node.op, node.op.lower().lstrip("_"))
-        counters[short] += 1
-        names[node.name] = given.get(node.name, f"{short}_{counters[short]}")
-        for place, source in enumerate(node.input):
-            if nodes[source.split(":")[0]].op == "Const":  # named by its first reader
-                names.setdefault(source.split(":")[0], f"{names[node.name]}/{place}")
-    result = type(graph)(versions=graph.versions)
-    for node in ordered:
-        copy = result.node.add()
-        copy.CopyFrom(node)
-        copy.name = names[node.name]
-        copy.input[:] = [names[source.split(":")[0]] for source in node.input]
-        copy.device = ""
-        for key in [key for key in copy.attr if key.startswith("_")]:
-            del copy.attr[key]
-    return result
-
-
-def _order(nodes: dict[str, NodeDef], outputs: tuple[str, ...]) -> list[NodeDef]:
-    """Topological order, unique for a given graph whatever the order of its nodes in the file."""
-    ordered: dict[str, NodeDef] = {}
-    for output in outputs:
-        waiting = [(output, False)]
-        while waiting:
-            name, ready = waiting.pop()
-            if name in ordered:
-                continue
-            sources = [source.lstrip("^").split(":")[0] for source in nodes[name].input]
-            if ready:
-                ordered[name] = nodes[name]
-            else:
-                waiting.append((name, True))
-                waiting.extend((source, False) for source in reversed(sources))
-    return list(ordered.values())
 
 
 def write_model(graph: GraphDef, names: tuple[str, ...], weights_dtype: str, folder: Path) -> None:

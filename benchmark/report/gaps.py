@@ -11,7 +11,7 @@ from benchmark.report.wording import join_words, write_count_of
 from nailcore.facts import Skipped
 
 # Where each kind of file is timed; a kind that is not listed has no device of ours.
-_DEVICE_OF_KIND = {"onnx": "cpu", "tfjs": "chromium"}
+_DEVICE_OF_KIND = {"onnx": "cpu", "tflite": "cpu", "tfjs": "chromium"}
 
 
 def find_gaps(report: ReportInput, variants: Sequence[VariantRow]) -> list[Skipped]:

@@ -110,7 +110,7 @@ def join_variants(report: ReportInput) -> list[VariantRow]:
     return sorted(rows, key=_rank_variant)
 
 
-_KIND_ORDER = {"onnx": 0, "tfjs": 1, "coreml": 2}
+_KIND_ORDER = {"onnx": 0, "tflite": 1, "tfjs": 2, "coreml": 3}
 
 
 def _key(fact: ParityResult | Measurement) -> tuple[str, str, str]:
