@@ -159,5 +159,5 @@ def test_an_old_folder_with_records_gives_each_blob_its_nail() -> None:
     index = match_nails(mask, nails)
     assert (index[20:32, 30:38] == 1).all() and (index[5:15, 5:11] == 2).all()
     assert (index[2:6, 50:56] == 3).all() and ((index > 0) == mask).all()
-    finger = Labels(index, nails, frozenset(ALL)).finger
+    finger = Labels(index, nails, frozenset({"mask", "finger"})).finger
     assert finger[8, 7] == FINGER_CLASSES.index("left index") and finger[3, 52] == -1
