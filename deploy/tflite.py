@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deploy.intake import check_intake
 from deploy.onnx_to_tf import (
     INPUT_NAME,
     FrozenModel,
@@ -322,4 +323,6 @@ def open_runner(artifact: Artifact, path: Path, engine: str = "") -> TfliteRunne
     Raises:
         ArtifactError: the file is damaged, refused by LiteRT, or lacks an output.
     """
-    return TfliteRunner(artifact, path, engine or ENGINES[0].name)
+    engine = engine or ENGINES[0].name
+    check_intake(KIND, path, engine)
+    return TfliteRunner(artifact, path, engine)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.latency import ProfileSettings, Samples, build_measurement, load_average
+from deploy.intake import check_intake
 from deploy.onnx import OnnxRunner
 from deploy.tflite import TfliteRunner
 from nailcore.artifact import Artifact, open_artifact
@@ -70,6 +71,7 @@ def profile(
     subjects = []
     for manifest in manifests:
         artifact, path = open_artifact(manifest)
+        check_intake(artifact.kind, path)  # apart from the time it takes to load
         started = time.perf_counter()
         subject = _open(artifact, path, settings.threads)
         subject.samples.load_ms = 1e3 * (time.perf_counter() - started)
