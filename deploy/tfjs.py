@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from deploy.chromium import BUNDLE_DIR, borrow_session, return_session
 from deploy.onnx_to_tf import INPUT_NAME, freeze_onnx, quiet_native_logs
 from deploy.tf_passes import count_ops
+from deploy.tfjs_engines import ENGINES, find_obstacle
+from deploy.tfjs_runner import TfjsRunner
 from deploy.tfjs_write import Passes, optimise, write_model
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
-from nailcore.errors import ArtifactError
 from nailcore.measure import find_versions, measure_cost
-from nailcore.runtime import Engine, Images, Logits
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
+
+__all__ = ["ENGINES", "KIND", "PARENT", "SUFFIX", "convert", "find_obstacle", "open_runner"]
 
 KIND = "tfjs"
 SUFFIX = ".tfjs"  # a folder: model.json and its weight shards, nothing else
 PARENT = "onnx"
-ENGINES = (Engine("chromium-wasm"),)
 TOOLS = ("onnx2tf", "tensorflow", "tf-keras", "tensorflowjs", "onnxruntime", "numpy")
-LOAD_TIMEOUT_S = 120.0
-RUN_TIMEOUT_S = 120.0  # per image
-_BYTES = {"float32": 4, "int32": 4, "float16": 2}
+FAMILY = "tensorflow"  # torch and tensorflow never share a process
+RUNTIME_TOOLS = ("playwright", "selenium", "websockets")
+RESOURCES = ("deploy/web/bundle",)  # the pages a browser loads
 
 
 def convert(
@@ -78,114 +72,13 @@ def convert(
     )
 
 
-def check_folder(path: Path) -> None:
-    """A graph model's folder must be readable, complete and of the size its manifest promises.
-
-    Raises:
-        ArtifactError: naming the file.
-    """
-    hint = "Run `nailtool build-variants`; it will be made again."
-    try:
-        document = json.loads((path / "model.json").read_text("utf-8"))
-        groups = document["weightsManifest"]
-        for group in groups:
-            expected = sum(_stored_bytes(weight) for weight in group["weights"])
-            found = sum((path / shard).stat().st_size for shard in group["paths"])
-            if found != expected:
-                shards = ", ".join(group["paths"])
-                raise ArtifactError(f"{path}: {shards} hold {found} bytes, not {expected}.", hint=hint)
-    except OSError as error:
-        raise ArtifactError(f"{error.filename}: cannot be read: {error.strerror}.", hint=hint) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path / 'model.json'}: not a TF.js model: {error!r}", hint=hint) from error
-
-
-def _stored_bytes(weight: dict[str, Any]) -> int:
-    dtype = str(weight.get("quantization", {}).get("dtype", weight["dtype"]))
-    return int(math.prod(weight["shape"])) * _BYTES[dtype]
-
-
-def read_bundle_versions() -> dict[str, str]:
-    """Versions of the JavaScript packages inside the page's bundle."""
-    found: dict[str, str] = json.loads((BUNDLE_DIR / "versions.json").read_text("utf-8"))
-    return {
-        name.removeprefix("@tensorflow/"): found[name] for name in found if name.startswith("@tensorflow/")
-    }
-
-
-class TfjsRunner:
-    """TF.js with its wasm backend in headless Chromium; see :class:`nailcore.runtime.Runner`."""
-
-    def __init__(self, artifact: Artifact, path: Path, *, threads: int = 1) -> None:
-        check_folder(path)
-        self.artifact = artifact
-        self._session = borrow_session()
-        try:
-            self._page = self._session.open_page()
-            self.backend: dict[str, Any] = self._call(
-                "startBackend", "wasm", {"threads": threads}, doing="starting the backend"
-            )
-            url = f"{self._session.serve(path)}/model.json"
-            self._call("loadModel", url, self._theirs, doing=f"loading {path.name}")
-        except BaseException:
-            return_session(self._session)
-            raise
-        self.runtime = f"tfjs {self.backend['backend']}, Chromium"
-        self.versions = {**self._session.versions, **read_bundle_versions()}
-        self.settings = describe_backend(self.backend)
-
-    @property
-    def _theirs(self) -> list[str]:
-        return list(self.artifact.output_names.values())
-
-    def _call(self, function: str, *arguments: Any, doing: str, timeout_s: float = LOAD_TIMEOUT_S) -> Any:
-        return self._session.call(self._page, function, *arguments, doing=doing, timeout_s=timeout_s)
-
-    def run(self, images: Images) -> Logits:
-        """(N, H, W, 3) uint8 RGB -> our names -> (N, C, h, w); one image at a time."""
-        batches: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in self.artifact.output_names}
-        for image in images:
-            height, width, _ = image.shape
-            results = self._call(
-                "runImage",
-                encode_pixels(image),
-                height,
-                width,
-                doing=f"running {self.artifact.label}",
-                timeout_s=RUN_TIMEOUT_S,
-            )
-            for name, result in zip(batches, results, strict=True):
-                values = np.frombuffer(base64.b64decode(result["data"]), np.float32)
-                batches[name].append(values.reshape(result["shape"]).transpose(0, 3, 1, 2))
-        return {name: np.ascontiguousarray(np.concatenate(parts)) for name, parts in batches.items()}
-
-    def close(self) -> None:
-        """Close the page; the last runner of a process also closes the browser."""
-        self._session.close_page(self._page)
-        return_session(self._session)
-
-
-def encode_pixels(image: npt.NDArray[np.uint8]) -> str:
-    """(H, W, 3) uint8 as base64, the form in which the page takes an image."""
-    return base64.b64encode(np.ascontiguousarray(image).tobytes()).decode("ascii")
-
-
-def describe_backend(backend: dict[str, Any]) -> dict[str, str]:
-    """What the page got from TF.js, as settings for a report."""
-    return {
-        "backend": str(backend["backend"]),
-        "wasm build": str(backend["build"]),
-        "simd": "on" if backend["simd"] else "off",
-        "threads": str(backend["threads"]),
-        "cross-origin isolated": "yes" if backend["crossOriginIsolated"] else "no",
-    }
-
-
 def open_runner(artifact: Artifact, path: Path, engine: str = "") -> TfjsRunner:
-    """Load exactly the files at ``path`` over HTTP into headless Chromium, wasm backend, one thread.
+    """Load exactly the files at ``path`` over HTTP into a browser; ``engine`` is one of ``ENGINES``.
 
     Raises:
-        MissingToolError: no Chromium here.
+        UnknownNameError: no such engine.
+        MissingToolError: its browser, or the backend in it, does not exist here.
         ArtifactError: the folder is incomplete, damaged, or refused by TF.js.
+        BrowserError: an installed browser failed: no verdict about the file.
     """
-    return TfjsRunner(artifact, path)
+    return TfjsRunner(artifact, path, engine)

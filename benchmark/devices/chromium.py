@@ -12,7 +12,8 @@ import numpy as np
 
 from benchmark.latency import ProfileSettings, Samples, build_measurement, load_average, percentile
 from deploy.chromium import ChromiumSession, borrow_session, find_browser, return_session
-from deploy.tfjs import check_folder, describe_backend, encode_pixels, read_bundle_versions
+from deploy.tfjs_graph import check_folder
+from deploy.tfjs_runner import describe_backend, encode_pixels, read_bundle_versions
 from nailcore.artifact import Artifact, open_artifact
 from nailcore.errors import ArtifactError, MissingToolError
 from nailcore.facts import Measurement, Skipped
