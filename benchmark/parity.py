@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
-import tomllib
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from benchmark.comparison import Comparison, judge
+from benchmark.heatmaps import write_heatmaps
+from benchmark.limits import limits_of
 from deploy import find_target
 from model_zoo import find_variant
-from nailcore.artifact import Artifact, manifest_path, open_artifact, read_manifest
+from nailcore.artifact import (
+    Artifact,
+    BrokenParent,
+    manifest_path,
+    open_artifact,
+    read_manifest,
+    trace_weights,
+)
 from nailcore.data.folder import Dataset, Sample, Split
-from nailcore.errors import ArtifactError, ConversionError, DataError, MissingToolError, NailtoolError
-from nailcore.facts import ArtifactRef, Check, Limits, OutputParity, ParityResult
+from nailcore.errors import ArtifactError, ConversionError, DataError, MissingToolError, UnknownNameError
+from nailcore.facts import (
+    ArtifactRef,
+    Check,
+    Gate,
+    ImageSet,
+    Limits,
+    ParityResult,
+    WeightsFacts,
+    WorstImage,
+    read_fact,
+)
 from nailcore.measure import describe_machine
 from nailcore.preprocess import letterbox
-from nailcore.runtime import Images, Logits, Runner
+from nailcore.runtime import Engine, Images, Logits, Runner, Target
 from nailcore.storage import hash_file
 from nailcore.variant import Variant
-
-LIMITS_FILE = Path(__file__).parent / "limits.toml"
-F64 = npt.NDArray[np.float64]
-
-
-@cache
-def load_limits() -> dict[str, Limits]:
-    """Limits by ``kind.recipe``; raises NailtoolError when the file is damaged."""
-    try:
-        table = tomllib.loads(LIMITS_FILE.read_text("utf-8"))
-        return {key: Limits(**{"max_abs": None, **values}) for key, values in table.items()}
-    except (tomllib.TOMLDecodeError, ValueError) as error:
-        raise NailtoolError(f"{LIMITS_FILE.name}: not a valid table of limits: {error}") from error
-
-
-def limits_of(artifact: Artifact) -> Limits:
-    """The limits an artefact is judged by."""
-    key = f"{artifact.kind}.{artifact.recipe}"
-    limits = load_limits()
-    if key not in limits:
-        raise NailtoolError(
-            f"No limits for {key}.", hint=f'Add a table ["{key}"] to benchmark/{LIMITS_FILE.name}.'
-        )
-    return limits[key]
 
 
 class TorchReference:
@@ -72,136 +67,109 @@ class TorchReference:
         """Nothing to give back."""
 
 
-@dataclass
-class Comparison:
-    """Running totals of one artefact against the reference; memory does not grow with images."""
-
-    max_abs: dict[str, float] = field(default_factory=dict)
-    squared: dict[str, float] = field(default_factory=dict)
-    dots: dict[str, F64] = field(default_factory=dict)  # (a·b, a·a, b·b)
-    span: dict[str, tuple[float, float]] = field(default_factory=dict)
-    values: dict[str, int] = field(default_factory=dict)
-    flipped: int = 0
-    pixels: int = 0
-    both: int = 0
-    either: int = 0
-    worst: tuple[float, str] = (-1.0, "")
-
-    def add(self, name: str, reference: Logits, found: Logits) -> None:
-        """Compare one image's logits; outputs are matched by name, never by shape or order."""
-        if set(found) != set(reference):
-            raise ConversionError(
-                f"Outputs are named {sorted(found)}, the network's are {sorted(reference)}."
-            )
-        for output, a in reference.items():
-            self._add_output(output, a.astype(np.float64), found[output].astype(np.float64))
-        ours = reference["fgbg"].argmax(1) == 1
-        theirs = found["fgbg"].argmax(1) == 1
-        flipped = int(np.count_nonzero(ours != theirs))
-        self.flipped += flipped
-        self.pixels += ours.size
-        self.both += int(np.count_nonzero(ours & theirs))
-        self.either += int(np.count_nonzero(ours | theirs))
-        self.worst = max(self.worst, (1000 * flipped / ours.size, name))
-
-    def _add_output(self, output: str, a: F64, b: F64) -> None:
-        if a.shape != b.shape:
-            raise ConversionError(f"Output '{output}' is {b.shape}, the network's is {a.shape}.")
-        if not np.isfinite(b).all():
-            raise ConversionError(f"Output '{output}' holds NaN or infinite values.")
-        difference = np.abs(a - b)
-        low, high = self.span.get(output, (np.inf, -np.inf))
-        self.max_abs[output] = max(self.max_abs.get(output, 0.0), float(difference.max()))
-        self.squared[output] = self.squared.get(output, 0.0) + float((difference**2).sum())
-        self.values[output] = self.values.get(output, 0) + a.size
-        self.span[output] = (min(low, float(a.min())), max(high, float(a.max())))
-        dots = np.array([(a * b).sum(), (a * a).sum(), (b * b).sum()])
-        self.dots[output] = self.dots.get(output, np.zeros(3)) + dots
-
-    def outputs(self) -> list[OutputParity]:
-        """Figures per output. PSNR's peak is the reference's own range of values."""
-        results = []
-        for name in self.max_abs:
-            mse = self.squared[name] / self.values[name]
-            low, high = self.span[name]
-            peak = max(high - low, 1e-12)
-            ab, aa, bb = self.dots[name]
-            norm = float(np.sqrt(aa * bb))
-            psnr = None if mse == 0 else float(10 * np.log10(peak**2 / mse))
-            cosine = float(ab / norm) if norm else None
-            results.append(OutputParity(name=name, max_abs=self.max_abs[name], psnr_db=psnr, cosine=cosine))
-        return results
-
-    @property
-    def flipped_permille(self) -> float:
-        """Nail-mask pixels that changed side, of all pixels."""
-        return 1000 * self.flipped / self.pixels
-
-    @property
-    def mask_iou(self) -> float:
-        """The file's nail mask against the reference's, pooled."""
-        return self.both / self.either if self.either else 1.0
-
-
-def judge(label: str, comparison: Comparison, limits: Limits) -> list[str]:
-    """One sentence per broken limit, naming artefact, output, figure and limit."""
-    failures = []
-    for output in comparison.outputs():
-        if limits.max_abs is not None and not output.max_abs <= limits.max_abs:
-            failures.append(
-                f"{label}: output '{output.name}' differs by {output.max_abs:.3g} "
-                f"(max-abs; limit {limits.max_abs:.3g})."
-            )
-    if not comparison.flipped_permille <= limits.flipped_permille:
-        failures.append(
-            f"{label}: output 'fgbg' flips {comparison.flipped_permille:.3f} ‰ of the mask pixels "
-            f"(limit {limits.flipped_permille:.3g} ‰; worst image {comparison.worst[1]}: "
-            f"{comparison.worst[0]:.2f} ‰)."
-        )
-    return failures
-
-
 def compare_runners(
-    reference: Runner, found: Runner, samples: tuple[Sample, ...], variant: Variant
+    reference: Runner, found: Runner, samples: Sequence[Sample], variant: Variant
 ) -> Comparison:
     """Feed the same letterboxed photos to both, one at a time."""
     comparison = Comparison()
     for sample in samples:
         image = letterbox(sample.load_image(), variant.height_px, variant.width_px)[None]
-        comparison.add(sample.name, reference.run(image), found.run(image))
+        comparison.add(sample.name, reference.run(image), found.run(image), image[0])
     return comparison
 
 
 def find_weights_hash(manifest: Path) -> str:
-    """The hash of the weights an artefact descends from, along the manifests of its parents.
+    """The hash of the weights an artefact descends from, along the manifests beside it; "" when lost.
 
     Raises:
         ArtifactError: a manifest on the way is damaged.
     """
-    artifact = read_manifest(manifest)
-    parent = manifest_path(manifest.parent / artifact.made_by.parent)
-    if not parent.is_file():
-        # An artefact's name begins with its variant's; anything else is the weights file.
-        lost = artifact.made_by.parent.startswith(f"{artifact.variant}.")
-        return "" if lost else artifact.made_by.parent_sha256
-    if read_manifest(parent).sha256 != artifact.made_by.parent_sha256:
-        return ""  # converted from a file that has since been replaced
-    return find_weights_hash(parent)
+
+    def find_parent(_: Artifact, name: str) -> Artifact | None:
+        beside = manifest_path(manifest.parent / name)
+        return read_manifest(beside) if beside.is_file() else None
+
+    found = trace_weights(read_manifest(manifest), find_parent)
+    return "" if isinstance(found, BrokenParent) else found
+
+
+def read_heads_trained(weights: Path) -> tuple[str, ...]:
+    """The heads that the facts beside a weights file say are trained; without facts, the mask's alone."""
+    facts = weights.with_suffix(".json")
+    return read_fact(facts, WeightsFacts).heads_trained if facts.is_file() else ("fgbg",)
+
+
+def find_engine(target: Target, name: str = "") -> Engine:
+    """An engine of a target by name; the first one when none is given.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    engines = {engine.name: engine for engine in target.ENGINES}
+    if not name:
+        return target.ENGINES[0]
+    if name not in engines:
+        raise UnknownNameError(f"engine of {target.KIND}", name, engines)
+    return engines[name]
+
+
+def describe_images(dataset: Dataset, split: Split, engine: Engine) -> tuple[tuple[Sample, ...], ImageSet]:
+    """The images an engine is shown, and their description.
+
+    A slow engine sees the first of a part only: the set's name and count say so, its hash is over what
+    was seen, and ``part_of_sha256`` ties it to the whole part.
+    """
+    samples, images = dataset.part(split), dataset.describe(split)
+    limit = engine.image_limit
+    if limit is None or limit >= len(samples):
+        return samples, images
+    seen = samples[:limit]
+    first = replace(dataset, samples=seen, split=None).describe("all")
+    name = f"first {limit} of {images.count}, {images.name}"
+    return seen, first.model_copy(update={"name": name, "part_of_sha256": images.sha256})
 
 
 @dataclass
 class _Verdict:
     runtime: str = "not executed"
     versions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
     comparison: Comparison | None = None
+    worst_images: list[WorstImage] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    gates: list[Gate] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     note: str = ""
 
 
-def _execute(artifact: Artifact, path: Path, weights: Path, samples: tuple[Sample, ...]) -> _Verdict:
+@dataclass(frozen=True)
+class _Case:
+    """Everything one verdict is about."""
+
+    manifest: Path
+    artifact: Artifact
+    weights: Path
+    samples: tuple[Sample, ...]
+    engine: Engine
+    limits: Limits
+    heads_trained: tuple[str, ...]
+    heatmap_dir: Path | None
+
+    @property
+    def variant(self) -> Variant:
+        """The declaration of the artefact's variant."""
+        return find_variant(self.artifact.variant)
+
+
+@lru_cache(maxsize=1)
+def _open_reference(variant: Variant, weights: Path, weights_sha256: str) -> TorchReference:
+    # Several engines of one variant follow each other in a worker.
+    return TorchReference(variant, weights)
+
+
+def _execute(case: _Case, path: Path, weights_sha256: str) -> _Verdict:
     verdict = _Verdict()
-    variant = find_variant(artifact.variant)
+    artifact, variant = case.artifact, case.variant
     target = find_target(artifact.kind)
     if hasattr(target, "check_structure"):
         verdict.checks = target.check_structure(variant, artifact, path)
@@ -209,17 +177,12 @@ def _execute(artifact: Artifact, path: Path, weights: Path, samples: tuple[Sampl
             f"{artifact.label}: {c.name}: {c.detail}." for c in verdict.checks if not c.passed
         ]
     try:
-        runner = target.open_runner(artifact, path)
+        runner = target.open_runner(artifact, path, case.engine.name)
     except MissingToolError as error:
         verdict.note = str(error)
         return verdict
     try:
-        reference = TorchReference(variant, weights)
-        verdict.runtime = runner.runtime
-        verdict.versions = {**runner.versions, **reference.versions}
-        comparison = compare_runners(reference, runner, samples, variant)
-        verdict.failures += judge(artifact.label, comparison, limits_of(artifact))
-        verdict.comparison = comparison
+        _compare(case, runner, _open_reference(variant, case.weights, weights_sha256), verdict)
     except ConversionError as error:
         verdict.failures.append(f"{artifact.label}: {error.message}")
     finally:
@@ -227,46 +190,112 @@ def _execute(artifact: Artifact, path: Path, weights: Path, samples: tuple[Sampl
     return verdict
 
 
-def check_parity(manifest: Path, weights: Path, dataset: Dataset, split: Split) -> ParityResult:
+def _compare(case: _Case, runner: Runner, reference: Runner, verdict: _Verdict) -> None:
+    verdict.runtime = runner.runtime
+    verdict.versions = {**runner.versions, **reference.versions}
+    verdict.settings = {str(k): str(v) for k, v in getattr(runner, "settings", {}).items()}
+    comparison = compare_runners(reference, runner, case.samples, case.variant)
+    verdict.failures += judge(case.artifact.label, comparison, case.limits, case.heads_trained)
+    if case.heatmap_dir is not None:
+        verdict.worst_images = write_heatmaps(comparison.suspects, case.heatmap_dir)
+    verdict.comparison = comparison
+
+
+def check_parity(
+    manifest: Path,
+    weights: Path,
+    dataset: Dataset,
+    split: Split,
+    *,
+    engine: str = "",
+    heatmap_dir: Path | None = None,
+    heads_trained: Sequence[str] | None = None,
+) -> ParityResult:
     """Compare the artefact of a manifest with the torch network on one part of a data folder.
 
     A negative verdict is a result, not an exception: so are a file that is damaged, one that was
     built from other weights, and one that nothing here can execute.
 
+    Args:
+        manifest: of the artefact, which lies beside it.
+        weights: safetensors file of the network to compare with.
+        dataset, split: the photographs.
+        engine: one of the target's; default: its usual one.
+        heatmap_dir: where heat-maps of the worst images are written; None: nowhere.
+        heads_trained: heads whose figures are judged; default: what the facts beside the weights say.
+
     Raises:
         ArtifactError: the manifest is missing or damaged.
+        UnknownNameError: the target has no such engine.
         WeightsError, DataError: the reference itself cannot be had.
+        BrowserError: an installed browser failed, which says nothing about the file.
     """
     artifact = read_manifest(manifest)
+    chosen = find_engine(find_target(artifact.kind), engine)
     weights_sha256 = hash_file(weights)
-    samples = dataset.part(split)
+    samples, images = describe_images(dataset, split, chosen)
     if not samples:
         raise DataError(f"{dataset.root}: its {split} part is empty.")
+    case = _Case(
+        manifest=manifest,
+        artifact=artifact,
+        weights=weights,
+        samples=samples,
+        engine=chosen,
+        limits=limits_of(artifact, chosen.name),
+        heads_trained=tuple(read_heads_trained(weights) if heads_trained is None else heads_trained),
+        heatmap_dir=heatmap_dir,
+    )
+    verdict = _reach_verdict(case, weights_sha256)
+    return _describe(case, verdict, images, weights_sha256)
+
+
+def _reach_verdict(case: _Case, weights_sha256: str) -> _Verdict:
+    label = case.artifact.label
     try:
-        _, path = open_artifact(manifest)
-        verdict = _execute(artifact, path, weights, samples)
+        _, path = open_artifact(case.manifest)
+        verdict = _execute(case, path, weights_sha256)
     except ArtifactError as error:
-        verdict = _Verdict(failures=[f"{artifact.label}: {error.message}"])
-    if find_weights_hash(manifest) != weights_sha256:
+        verdict = _Verdict(failures=[f"{label}: {error.message}"])
+    if find_weights_hash(case.manifest) != weights_sha256:
         verdict.failures.append(
-            f"{artifact.label}: was not built from the weights it is compared with ({weights.name}, "
+            f"{label}: was not built from the weights it is compared with ({case.weights.name}, "
             f"SHA-256 {weights_sha256[:12]}…)."
         )
-    comparison = verdict.comparison
+    return verdict
+
+
+def _describe(case: _Case, verdict: _Verdict, images: ImageSet, weights_sha256: str) -> ParityResult:
+    c = verdict.comparison
     return ParityResult(
-        artifact=ArtifactRef.of(artifact),
+        artifact=ArtifactRef.of(case.artifact),
         weights_sha256=weights_sha256,
         status="failed" if verdict.failures else "not executed" if verdict.note else "passed",
         runtime=verdict.runtime,
         versions=verdict.versions,
         machine=describe_machine(),
-        images=dataset.describe(split),
-        limits=limits_of(artifact),
-        outputs=comparison.outputs() if comparison else [],
-        flipped_permille=comparison.flipped_permille if comparison else None,
-        worst_image_flipped_permille=comparison.worst[0] if comparison else None,
-        worst_image=comparison.worst[1] if comparison else None,
-        mask_iou=comparison.mask_iou if comparison else None,
+        images=images,
+        limits=case.limits,
+        outputs=c.outputs() if c else [],
+        flipped_permille=c.flipped_permille if c else None,
+        worst_image_flipped_permille=c.worst[0] if c else None,
+        worst_image=c.worst[1] if c else None,
+        mask_iou=c.mask_iou if c else None,
+        boundary_iou=c.boundary_iou if c else None,
+        contour_shift_px=c.contour.shift_px if c else None,
+        contour_shift_image=c.contour_image if c else None,
+        blobs_appeared=c.contour.appeared if c else None,
+        blobs_vanished=c.contour.vanished if c else None,
+        lone_blob_px=c.contour.largest_lone_px if c else None,
+        finger_agreement=c.finger_agreement if c else None,
+        direction_error_median_deg=c.direction_error_median_deg if c else None,
+        direction_error_p90_deg=c.direction_error_p90_deg if c else None,
+        heads_trained=case.heads_trained,
+        engine=case.engine.name,
+        software_gpu=case.engine.software_gpu,
+        settings=verdict.settings,
+        worst_images=verdict.worst_images,
+        gates=verdict.gates,
         checks=verdict.checks,
         failures=verdict.failures,
         note=verdict.note,

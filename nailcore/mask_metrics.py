@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.floating]
+Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 BOUNDARY_WIDTH_PX = 2
 ANGLE_STEP_DEG = 0.01
@@ -26,7 +26,7 @@ def find_boundary_band(mask: Mask, width_px: int = BOUNDARY_WIDTH_PX) -> Mask:
     eroded = cv2.erode(
         padded, np.ones((3, 3), np.uint8), iterations=width_px, borderType=cv2.BORDER_CONSTANT, borderValue=0
     )
-    return mask & (eroded[1:-1, 1:-1] == 0)
+    return np.asarray(mask & (eroded[1:-1, 1:-1] == 0))
 
 
 def count_boundary_overlap(
@@ -97,7 +97,7 @@ def _list_lone_holes(mask: Mask, other: Mask) -> list[Mask]:
 def _find_contour(mask: Mask) -> Mask:
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
+    return np.asarray(mask & ~inside)
 
 
 def _measure_hausdorff(a: Mask, b: Mask) -> float:

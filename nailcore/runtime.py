@@ -43,9 +43,7 @@ class Tracer(Protocol):
     def list_layers(self) -> list[Layer]:
         """All layers that compute something, in the order of execution."""
 
-    def trace(
-        self, image: npt.NDArray[np.uint8], names: Sequence[str]
-    ) -> dict[str, npt.NDArray[np.float32]]:
+    def trace(self, image: npt.NDArray[np.uint8], names: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """Outputs of the named layers for one (1, H, W, 3) RGB image; 4-D tensors as (N, C, h, w)."""
 
     def read_weight(self, name: str) -> npt.NDArray[np.float32] | None:
@@ -76,6 +74,10 @@ class Target(Protocol):
     KIND: str  # "onnx", "coreml", "tfjs"
     SUFFIX: str  # ".onnx", ".mlpackage", ".tfjs"
     PARENT: str  # "weights", or the kind of the artefact it is converted from
+    TOOLS: tuple[str, ...]  # distributions whose versions decide what a conversion writes
+    FAMILY: str  # which libraries a conversion loads: torch and tensorflow never share a process
+    RUNTIME_TOOLS: tuple[str, ...]  # distributions that take part in executing a file
+    RESOURCES: tuple[str, ...]  # files of ours that do and are no Python source, from the root
 
     def convert(self, variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -> Artifact:
         """Write the artefact at ``out`` (atomically) and describe it; the caller writes the manifest."""

@@ -47,11 +47,27 @@ def _open_dataset(root: Path) -> Dataset:
     return open_dataset(root)
 
 
-def check_parity(*, manifest: Path, weights: Path, data: Path, fact: Path, progress: Progress) -> None:
-    """Compare one artefact with the trained network on the held-out images."""
+def check_parity(
+    *,
+    manifest: Path,
+    weights: Path,
+    data: Path,
+    engine: str,
+    fact: Path,
+    heatmap_dir: Path,
+    progress: Progress,
+) -> None:
+    """Compare one artefact, executed by one engine, with the trained network on the held-out images."""
     from benchmark import parity
 
-    write_fact(fact, parity.check_parity(manifest, weights, _open_dataset(data), "held-out"))
+    # An engine that fails leaves no verdict, and none of an earlier version either.
+    fact.unlink(missing_ok=True)
+    with replacing(heatmap_dir) as scratch:
+        scratch.mkdir()
+        result = parity.check_parity(
+            manifest, weights, _open_dataset(data), "held-out", engine=engine, heatmap_dir=scratch
+        )
+    write_fact(fact, result)
 
 
 def evaluate_accuracy(

@@ -5,28 +5,27 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nailcore.artifact import read_manifest
 from nailcore.errors import ArtifactError, DataError, MissingToolError
-from nailcore.facts import ParityResult, Skipped, read_fact, write_fact
+from nailcore.facts import Skipped, write_fact
 from nailcore.variant import Variant
+from nailtool.checks import list_checks, plan_checks
 from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT, DEFAULT_SETTINGS
 from nailtool.engine import explain_stages, run_stages
+from nailtool.executors import describe_place
+from nailtool.inputs import DataNode
 from nailtool.lock import check_free_space, hold_folder
 from nailtool.rooms import Registry
 from nailtool.schedule import Watcher
 from nailtool.shadow import HOME, ROOMS
 from nailtool.stage import Cost, Stage, StageResult, Status
-from nailtool.stages import DataNode, Plan, Unit
+from nailtool.stages import Plan, Unit
 
 REPORT_NAME = "report.html"
 EMBEDDED_WORDS = "embedded synthetic hands: rendered, no photographs"
@@ -144,12 +143,18 @@ def find_built(units: Sequence[Unit]) -> list[Unit]:
     return built
 
 
-def check_parity(order: Order, units: Sequence[Unit], data: Path | None) -> list[StageResult]:
-    """Compare built artefacts with the trained network; facts are written per artefact."""
+def check_parity(
+    order: Order, units: Sequence[Unit], data: Path | None, engines: str | None = None
+) -> list[StageResult]:
+    """Compare built artefacts with the trained network; a fact is written per artefact and engine.
+
+    ``engines``: None for the default ones, ``all``, or names with commas.
+
+    Raises:
+        UnknownNameError: none of the units' targets has such an engine.
+    """
     plan = order.plan
-    node = plan.data_node(data)
-    browser = _describe_browser() if any(unit.kind == "tfjs" for unit in units) else "none"
-    stages = [plan.parity_stage(unit, node, browser) for unit in _by_variant(units)]
+    stages = plan_checks(plan, list_checks(plan, units, engines), plan.data_node(data))
     return run_plan(order, [*_data_stages(plan, data), *stages], data)
 
 
@@ -174,7 +179,7 @@ def measure_latency(
         raise MissingToolError(
             f"The device '{device}' cannot be used here: {obstacle.reason}", hint=obstacle.remedy
         )
-    return run_plan(order, [order.plan.latency_stage(device, units, settings, _describe_place(units))])
+    return run_plan(order, [order.plan.latency_stage(device, units, settings, _describe_place(order, units))])
 
 
 def list_device_units(order: Order, device: str, units: Sequence[Unit]) -> list[Unit]:
@@ -202,7 +207,6 @@ def make_report(
     out_dir = order.out_dir.resolve()
     units = plan.list_units(chosen.values(), registry.targets, registry.recipes.values())
     node = plan.data_node(data)
-    browser = _describe_browser()
     obstacles = {
         name: importlib.import_module(module).find_obstacle() for name, module in registry.devices.items()
     }
@@ -211,7 +215,7 @@ def make_report(
         *plan.build_stages(units),
         *_data_stages(plan, data),
         *(plan.accuracy_stage(variant, node) for variant in chosen.values()),
-        *(plan.parity_stage(unit, node, browser) for unit in _by_variant(units)),
+        *plan_checks(plan, list_checks(plan, units), node, planned=units),
         *_latency_stages(order, devices, units),
     ]
     report = reports_dir.resolve() / REPORT_NAME
@@ -240,7 +244,7 @@ def make_report(
 def _latency_stages(order: Order, devices: Sequence[str], units: Sequence[Unit]) -> list[Stage]:
     chosen = {device: list_device_units(order, device, units) for device in devices}
     return [
-        order.plan.latency_stage(device, found, DEFAULT_SETTINGS, _describe_place(found))
+        order.plan.latency_stage(device, found, DEFAULT_SETTINGS, _describe_place(order, found))
         for device, found in chosen.items()
         if found
     ]
@@ -265,11 +269,6 @@ def _data_stages(plan: Plan, data: Path | None) -> list[Stage]:
     return [plan.embedded_stage()] if data is None else []
 
 
-def _by_variant(units: Sequence[Unit]) -> list[Unit]:
-    """Variants together: a worker keeps the reference network of the last one."""
-    return sorted(units, key=lambda unit: unit.variant.name)
-
-
 def _write_obstacles(out_dir: Path, obstacles: Mapping[str, Skipped | None]) -> None:
     for name, obstacle in obstacles.items():
         path = out_dir / "facts" / "skipped" / f"latency-{name}.json"
@@ -286,30 +285,12 @@ def _describe_machine() -> dict[str, str]:
     return {"machine": f"{machine.cpu}, {machine.cores} cores"}
 
 
-@cache
-def _describe_browser() -> str:
-    """Which browser it is: asked, because what is found is often a launcher that outlives an upgrade."""
-    from deploy.chromium import find_browser
-
-    try:
-        found = find_browser()
-    except MissingToolError:
-        return "none"
-    if sys.platform != "win32":  # there --version opens a window
-        with suppress(OSError, subprocess.SubprocessError):
-            said = subprocess.run(
-                [found, "--version"], capture_output=True, text=True, timeout=20, check=True
-            ).stdout.strip()
-            if said:
-                return said
-    stat = found.stat()
-    return f"{found.name}, {stat.st_size} bytes of {stat.st_mtime_ns}"
-
-
-def _describe_place(units: Sequence[Unit]) -> dict[str, str]:
-    """What a latency depends on beside the files: the machine, and the browser where one runs them."""
-    browser = {"browser": _describe_browser()} if any(unit.kind == "tfjs" for unit in units) else {}
-    return {**_describe_machine(), **browser}
+def _describe_place(order: Order, units: Sequence[Unit]) -> dict[str, str]:
+    """What a latency depends on beside the files: the machine, and what runs them where it is no library."""
+    plan, place = order.plan, _describe_machine()
+    for kind in dict.fromkeys(unit.kind for unit in units):
+        place |= describe_place(plan.list_engines(kind)[0])
+    return place
 
 
 def _tool_version() -> str:
@@ -354,20 +335,3 @@ def describe_results(results: Sequence[StageResult]) -> list[dict[str, Any]]:
         }
         for result in results
     ]
-
-
-def find_failed_parity(order: Order, variants: Mapping[str, Variant] | None = None) -> list[str]:
-    """Labels of artefacts whose parity, as it stands in the output folder, is negative.
-
-    Only verdicts about the very files that lie there count. What cannot be read has no verdict: the
-    stages that should have written it say what is wrong.
-    """
-    registry, plan = order.registry, order.plan
-    chosen = registry.variants if variants is None else variants
-    failed = []
-    for unit in plan.list_units(chosen.values(), registry.targets, registry.recipes.values()):
-        with suppress(ArtifactError):
-            fact = read_fact(plan.parity_fact(unit), ParityResult)
-            if fact.status == "failed" and fact.artifact.sha256 == read_manifest(unit.manifest).sha256:
-                failed.append(fact.artifact.label)
-    return failed

@@ -2,61 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.metadata
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from nailcore.artifact import artifact_path, manifest_path
 from nailcore.errors import WeightsError
+from nailcore.runtime import Engine, Target
 from nailcore.variant import Variant
 from nailtool.defaults import DEFAULT_SETTINGS
-from nailtool.nodes import SOURCE_NODE, TOOLS_NODE, FileNode, Node, ValueNode, hash_content
+from nailtool.inputs import (
+    SPLITS,
+    TOOLS,
+    DataNode,
+    config_node,
+    list_resources,
+    sources_node,
+    tools_node,
+)
+from nailtool.nodes import FileNode, Node, ValueNode, hash_content
 from nailtool.rooms import Registry
-from nailtool.shadow import HOME
-from nailtool.sources import hash_sources
 from nailtool.stage import Stage
 from quantize import Recipe
 
-# Distributions whose version decides what a stage produces; a target names its own in TOOLS.
-TOOLS: Mapping[str, tuple[str, ...]] = {
-    "parity": ("torch", "numpy", "opencv-python-headless"),
-    "accuracy": ("torch", "numpy", "opencv-python-headless", "scipy"),
-    "embedded": ("numpy", "opencv-python-headless", "scipy"),
-    "report": ("jinja2", "pydantic"),
-}
-RUNTIMES: Mapping[str, tuple[str, ...]] = {
-    "onnx": ("onnxruntime",),
-    "tfjs": ("playwright",),
-    "tflite": ("ai-edge-litert",),
-}
-# torch and tensorflow do not share a process: their OpenMP and protobuf runtimes collide.
-FAMILIES: Mapping[str, str] = {"onnx": "torch", "coreml": "torch", "tfjs": "tensorflow", "tflite": "tensorflow"}
-# What is no Python source and yet decides a result: pages a runner serves, limits it is judged by.
-RESOURCES: Mapping[str, tuple[str, ...]] = {"tfjs": ("deploy/web/bundle",)}
 LIMITS = "benchmark/limits.toml"
-SPLITS = "nailcore/data/splits"  # which images of the known public sets are held out
-DATA_PARTS = ("images", "annotations.json", "masks", "dataset.json", "split.json")
-
-
-@dataclass(frozen=True)
-class DataNode(FileNode):
-    """A data folder: only the parts that commands read count, and its name, which facts quote."""
-
-    def state(self) -> str | None:
-        """Content hash over images, masks, card and split; None when missing."""
-        if not (self.location / "images").is_dir():
-            return None
-        digest = hashlib.sha256(self.location.resolve().name.encode())
-        for part in DATA_PARTS:
-            if (self.location / part).exists():
-                digest.update(f"{hash_content(self.location / part)}  {part}\n".encode())
-        return digest.hexdigest()
+PARITY_DIR = "facts/parity"
 
 
 @dataclass(frozen=True)
@@ -74,43 +46,14 @@ class Unit:
         return f"{self.variant.name} {self.kind} {self.recipe.name}"
 
     @property
-    def fact_name(self) -> str:
-        """File name of every fact about it."""
-        return f"{self.variant.name}.{self.kind}.{self.recipe.name}.json"
+    def stem(self) -> str:
+        """What the name of every fact about it begins with."""
+        return f"{self.variant.name}.{self.kind}.{self.recipe.name}"
 
     @property
     def manifest(self) -> Path:
         """The manifest beside the artefact."""
         return manifest_path(self.path)
-
-
-@cache
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-# One node for all tools and one for all sources of a stage, as JSON: pytask's bookkeeping costs per node.
-def _tools(*distributions: str) -> ValueNode:
-    return ValueNode(TOOLS_NODE, _as_json({name: _version(name) for name in distributions}))
-
-
-def _sources(entries: Iterable[str], resources: Iterable[str] = ()) -> ValueNode:
-    found = hash_sources(entries)
-    for path in resources:
-        if (HOME / path).exists():
-            found[path] = hash_content(HOME / path)
-    return ValueNode(SOURCE_NODE, _as_json(found))
-
-
-def _as_json(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-def _config(model: Variant | Recipe, kind: str) -> ValueNode:
-    return ValueNode(f"{kind} {model.name}", _as_json(model.model_dump(mode="json")))
 
 
 class Plan:
@@ -126,7 +69,7 @@ class Plan:
     ) -> list[Unit]:
         """Every artefact of a selection, ordered so that parents come first."""
         recipes = list(recipes)
-        kinds = sorted(kinds, key=lambda kind: self._target(kind).PARENT != "weights")
+        kinds = sorted(kinds, key=lambda kind: self.find_target(kind).PARENT != "weights")
         return [
             self._unit(variant, kind, recipe)
             for kind in kinds
@@ -136,18 +79,16 @@ class Plan:
         ]
 
     def _unit(self, variant: Variant, kind: str, recipe: Recipe) -> Unit:
-        path = artifact_path(self.out_dir, variant.name, recipe.name, self._target(kind).SUFFIX)
+        path = artifact_path(self.out_dir, variant.name, recipe.name, self.find_target(kind).SUFFIX)
         return Unit(variant, kind, recipe, path)
 
-    def _target(self, kind: str) -> Any:
-        return importlib.import_module(self.registry.targets[kind])
-
-    def _target_tools(self, kind: str) -> tuple[str, ...]:
-        return tuple(self._target(kind).TOOLS)
+    def find_target(self, kind: str) -> Target:
+        """The target module of a kind."""
+        return cast(Target, importlib.import_module(self.registry.targets[kind]))
 
     def _parent(self, unit: Unit) -> Unit | None:
         """The artefact a unit is converted from; None when that is the weights file."""
-        kind = self._target(unit.kind).PARENT
+        kind = self.find_target(unit.kind).PARENT
         if kind == "weights":
             return None
         return self._unit(unit.variant, kind, self.registry.recipes["fp32"])
@@ -173,7 +114,7 @@ class Plan:
         module = self.registry.targets[unit.kind]
         return Stage(
             name=unit.name,
-            family=FAMILIES.get(unit.kind, unit.kind),
+            family=self.find_target(unit.kind).FAMILY,
             job="nailtool.jobs:convert",
             arguments={
                 "target": module,
@@ -184,10 +125,10 @@ class Plan:
             },
             inputs=(
                 *source,
-                _config(unit.variant, "variant"),
-                _config(unit.recipe, "recipe"),
-                _tools(*self._target_tools(unit.kind)),
-                _sources([module]),
+                config_node(unit.variant, "variant"),
+                config_node(unit.recipe, "recipe"),
+                tools_node(*self.find_target(unit.kind).TOOLS),
+                sources_node([module]),
             ),
             products=(self._file(unit.path), self._file(unit.manifest)),
             affinity=unit.variant.name,
@@ -225,44 +166,66 @@ class Plan:
             job="nailtool.jobs:render_embedded",
             arguments={"out": node.location},
             inputs=(
-                _tools(*TOOLS["embedded"]),
-                _sources(["nailcore.data.synth"], _list_resources("nailcore/data/synth")),
+                tools_node(*TOOLS["embedded"]),
+                sources_node(["nailcore.data.synth"], list_resources("nailcore/data/synth")),
             ),
             products=(node,),
         )
 
-    def parity_fact(self, unit: Unit) -> Path:
-        """Where the parity of a unit is written."""
-        return self.out_dir / "facts" / "parity" / unit.fact_name
+    def parity_fact(self, unit: Unit, engine: str) -> Path:
+        """Where the parity of a unit, executed by an engine, is written."""
+        return self.out_dir / PARITY_DIR / f"{unit.stem}.{engine}.json"
 
-    def parity_stage(self, unit: Unit, data: DataNode, browser: str) -> Stage:
-        """Checks one artefact against the trained network."""
-        weights, fact = self._weights(unit.variant), self.parity_fact(unit)
-        needs = [ValueNode("browser", browser)] if unit.kind == "tfjs" else []
+    def list_engines(self, kind: str) -> tuple[Engine, ...]:
+        """All engines of a target, the usual one first."""
+        return self.find_target(kind).ENGINES
+
+    def find_sibling(self, unit: Unit) -> Unit | None:
+        """The same variant and target in fp32, which proves the conversion apart from the rounding."""
+        fp32 = self.registry.recipes["fp32"]
+        return self._unit(unit.variant, unit.kind, fp32) if unit.recipe.name != "fp32" else None
+
+    def parity_stage(
+        self,
+        unit: Unit,
+        data: DataNode,
+        engine: Engine,
+        place: Mapping[str, str],
+        sibling: Unit | None = None,
+    ) -> Stage:
+        """Checks one artefact, executed by one engine, against the trained network.
+
+        ``place`` names what executes it here beside Python distributions, e.g. the browser's version.
+        """
+        weights, fact = self._weights(unit.variant), self.parity_fact(unit, engine.name)
+        target, heatmap_dir = self.find_target(unit.kind), fact.with_suffix("")
+        files = [unit.path, unit.manifest] + ([sibling.path, sibling.manifest] if sibling else [])
         return Stage(
-            name=f"parity {unit.name}",
+            name=f"parity {unit.name} {engine.name}",
             family="torch",
             job="nailtool.jobs:check_parity",
             arguments={
                 "manifest": unit.manifest,
                 "weights": weights[0].location,
                 "data": data.location,
+                "engine": engine.name,
                 "fact": fact,
+                "heatmap_dir": heatmap_dir,
             },
             inputs=(
-                self._file(unit.path),
-                self._file(unit.manifest),
+                *map(self._file, files),
                 *weights,
                 data,
-                _config(unit.variant, "variant"),
-                *needs,
-                _tools(*TOOLS["parity"], *RUNTIMES.get(unit.kind, ())),
-                _sources(
+                config_node(unit.variant, "variant"),
+                *(ValueNode(key, value) for key, value in place.items()),
+                ValueNode("engine", f"{engine.name}, {_describe_limit(engine)}"),
+                tools_node(*TOOLS["parity"], *target.RUNTIME_TOOLS),
+                sources_node(
                     ["benchmark.parity", self.registry.targets[unit.kind]],
-                    (LIMITS, *_list_resources(SPLITS), *RESOURCES.get(unit.kind, ())),
+                    (LIMITS, *list_resources(SPLITS), *target.RESOURCES),
                 ),
             ),
-            products=(self._file(fact),),
+            products=(self._file(fact), self._file(heatmap_dir)),
             affinity=unit.variant.name,
         )
 
@@ -288,16 +251,16 @@ class Plan:
             inputs=(
                 *weights,
                 data,
-                _config(variant, "variant"),
-                _tools(*TOOLS["accuracy"]),
-                _sources(["benchmark.accuracy"], _list_resources(SPLITS)),
+                config_node(variant, "variant"),
+                tools_node(*TOOLS["accuracy"]),
+                sources_node(["benchmark.accuracy"], list_resources(SPLITS)),
             ),
             products=(self._file(fact), self._file(overlay_dir)),
         )
 
     def latency_fact(self, device: str, unit: Unit) -> Path:
         """Where the latency of a unit on a device is written."""
-        return self.out_dir / "facts" / "latency" / device / unit.fact_name
+        return self.out_dir / "facts" / "latency" / device / f"{unit.stem}.json"
 
     def latency_stage(
         self, device: str, units: Sequence[Unit], settings: Mapping[str, int], machine: Mapping[str, str]
@@ -327,10 +290,10 @@ class Plan:
                 *(ValueNode(key, value) for key, value in machine.items()),
                 ValueNode("threads", str(settings["threads"])),
                 ValueNode("rounds", _describe_rounds(settings["rounds"])),
-                _tools(*(tool for kind in kinds for tool in RUNTIMES.get(kind, ()))),
-                _sources(
+                tools_node(*(tool for kind in kinds for tool in self.find_target(kind).RUNTIME_TOOLS)),
+                sources_node(
                     [module, *(self.registry.targets[kind] for kind in kinds)],
-                    [resource for kind in kinds for resource in RESOURCES.get(kind, ())],
+                    [resource for kind in kinds for resource in self.find_target(kind).RESOURCES],
                 ),
             ),
             products=tuple(self._file(fact) for fact in facts),
@@ -360,25 +323,20 @@ class Plan:
                 *(self._file(path) for path in found),
                 data,
                 ValueNode("nailtool's source", context["source_sha256"]),
-                _tools("nailtool", *TOOLS["report"]),
-                _sources(
+                tools_node("nailtool", *TOOLS["report"]),
+                sources_node(
                     ["benchmark.report"],
-                    [*_list_resources("benchmark/report"), *_list_resources(SPLITS)],
+                    [*list_resources("benchmark/report"), *list_resources(SPLITS)],
                 ),
             ),
             products=(FileNode(f"report {report.name}", report),),
         )
 
 
+def _describe_limit(engine: Engine) -> str:
+    return "all images" if engine.image_limit is None else f"first {engine.image_limit} images"
+
+
 def _describe_rounds(rounds: int) -> str:
     default = DEFAULT_SETTINGS["rounds"]
     return f"at least {default}" if rounds >= default else f"only {rounds}"
-
-
-def _list_resources(folder: str) -> list[str]:
-    """Files of a package that are no Python source: templates, meshes."""
-    return [
-        path.relative_to(HOME).as_posix()
-        for path in sorted((HOME / folder).rglob("*"))
-        if path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts
-    ]

@@ -52,7 +52,8 @@ def report(
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     began = time.perf_counter()
-    from nailtool.pipeline import Order, check_data, describe_results, find_failed_parity, make_report
+    from nailtool.checks import find_failed_parity
+    from nailtool.pipeline import Order, check_data, describe_results, make_report
     from nailtool.rooms import select_names
 
     order = Order(load_registry(), out_dir=out, jobs=jobs, explain=explain, watch=terminal.watch)
@@ -66,7 +67,7 @@ def report(
     counts = Counter(result.status for result in results)
     wall_s = time.perf_counter() - began
     written = path.is_file()
-    verdicts = find_failed_parity(order, chosen)
+    verdicts = find_failed_parity(order.plan, chosen)
     terminal.emit(
         {
             "report": str(path) if written else None,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,7 +141,9 @@ VECTORS = hnp.arrays(np.float32, (2, 7), elements=st.floats(-9, 9, width=32))
 
 @settings(deadline=None)
 @given(VECTORS, VECTORS)
-def test_angles_are_those_between_the_vectors(found: np.ndarray, reference: np.ndarray) -> None:
+def test_angles_are_those_between_the_vectors(
+    found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
+) -> None:
     angles = measure_angles_deg(found, reference)
     for angle, a, b in zip(angles, found.T.astype(float), reference.T.astype(float), strict=True):
         if not a.any() or not b.any():
@@ -158,7 +161,7 @@ def test_angles_are_those_between_the_vectors(found: np.ndarray, reference: np.n
     st.sampled_from([0.0, 0.5, 0.9, 1.0]),
 )
 def test_percentiles_of_a_histogram_are_at_most_a_step_too_high(
-    parts: list[np.ndarray], share: float
+    parts: list[npt.NDArray[np.float64]], share: float
 ) -> None:
     histogram = AngleHistogram()
     for part in parts:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nailcore.artifact import Artifact
+from nailcore.runtime import Engine
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
 from tests.nailtool.fake_target import describe
@@ -14,6 +15,10 @@ KIND = "tfjs"
 SUFFIX = ".tfjs"
 PARENT = "onnx"
 TOOLS = ("numpy",)
+FAMILY = "tensorflow"
+RUNTIME_TOOLS: tuple[str, ...] = ()
+RESOURCES: tuple[str, ...] = ()
+ENGINES = (Engine("fake-wasm"), Engine("fake-webgl", default=False, software_gpu=True, image_limit=2))
 
 
 def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -> Artifact:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ConversionError
+from nailcore.runtime import Engine
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
 
@@ -17,6 +18,10 @@ KIND = "onnx"
 SUFFIX = ".onnx"
 PARENT = "weights"
 TOOLS = ("numpy",)
+FAMILY = "torch"
+RUNTIME_TOOLS: tuple[str, ...] = ()
+RESOURCES: tuple[str, ...] = ()
+ENGINES = (Engine("onnxruntime"),)
 
 
 def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -> Artifact:

@@ -1,11 +1,14 @@
-"""A small registry over the fake targets: two variants, five artefacts each costing nothing."""
+"""A small registry over the fake targets (two variants, six artefacts that cost nothing), and its runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from nailcore.variant import Variant
+from nailtool.pipeline import Order, build_variants
 from nailtool.rooms import Registry
+from nailtool.stage import StageResult
+from nailtool.stages import Unit
 from quantize import Recipe
 
 
@@ -43,3 +46,26 @@ def command(folder: Path, *arguments: str, deep: str = "go", shallow: str = "go"
         "rooms.find_registry = lambda: made; main(sys.argv[1:])"
     )
     return ["-c", code, *arguments]
+
+
+def make_order(tmp_path: Path, *, explain: bool = False, deep: str = "go", force: bool = False) -> Order:
+    """An order over the fake registry; ``deep`` tells the deep variant's converter what to do."""
+    registry = make_registry(tmp_path, deep=deep)
+    return Order(registry, out_dir=tmp_path / "out", jobs=2, explain=explain, force=force)
+
+
+def all_units(order: Order) -> list[Unit]:
+    """Every unit of the registry."""
+    registry = order.registry
+    return order.plan.list_units(registry.variants.values(), registry.targets, registry.recipes.values())
+
+
+def run(order: Order, units: list[Unit] | None = None) -> dict[str, StageResult]:
+    """Build units; results by the name of their stage."""
+    results = build_variants(order, units or all_units(order))
+    return {result.stage.name: result for result in results}
+
+
+def statuses(results: dict[str, StageResult]) -> dict[str, str]:
+    """How each stage ended."""
+    return {name: result.status for name, result in results.items()}

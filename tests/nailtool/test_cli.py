@@ -17,6 +17,7 @@ from nailcore.facts import ArtifactRef, ParityResult, write_fact
 from nailcore.storage import write_text
 from nailtool import cli, pipeline, rooms
 from nailtool.boundary import EXIT_CRASH
+from nailtool.checks import find_failed_parity, list_checks, plan_checks
 from nailtool.pipeline import Order
 from nailtool.shadow import HOME, find_shadow
 from nailtool.stage import StageResult
@@ -199,7 +200,16 @@ def test_a_damaged_artefact_fails_parity(tmp_path: Path) -> None:
     arguments = ("parity-check", "--out", "out", "--data", "photos", "--variants", "nail43-64")
     done = run_process(*command(tmp_path, *arguments), cwd=tmp_path, path=str(HOME))
     assert done.returncode == 1, done.stderr
-    assert "nail43-64 onnx fp32 failed" in done.stderr and "bytes changed since it was built" in done.stderr
+    assert (
+        "nail43-64 onnx fp32 failed in onnxruntime" in done.stderr
+        and "bytes changed since it was built" in done.stderr
+    )
+
+
+def test_an_unknown_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("build-variants", "--quiet", "--out", "out") == 0
+    assert call("parity-check", "--out", "out", "--engines", "fake-webgpu") == 2
+    assert "fake-webgl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -208,8 +218,10 @@ def test_a_damaged_artefact_fails_parity(tmp_path: Path) -> None:
         ("passed", "passed", (), 0, "synthetic"),
         ("passed", "not executed", (), 0, "Not executed: 4 of 6"),
         ("passed", "not executed", ("--targets", "onnx,tfjs"), 3, "no browser"),
+        ("passed", "not executed", ("--engines", "all"), 0, "not run: fake-webgl"),
+        ("passed", "not executed", ("--engines", "onnxruntime,fake-webgl"), 3, "no browser"),
         ("not executed", "not executed", (), 3, "no browser"),
-        ("failed", "not executed", (), 1, "nail55-64 onnx fp32 failed: fgbg is off"),
+        ("failed", "not executed", (), 1, "nail55-64 onnx fp32 failed in onnxruntime: fgbg is off"),
     ],
 )
 def test_verdicts_decide_the_exit_code(
@@ -220,28 +232,52 @@ def test_verdicts_decide_the_exit_code(
     onnx, tfjs, arguments, code, said = case
     assert call("build-variants", "--quiet", "--out", "out") == 0
 
-    def check(order: Order, units: Sequence[Unit], data: Path | None) -> list[StageResult]:
+    def check(
+        order: Order, units: Sequence[Unit], data: Path | None, engines: str | None = None
+    ) -> list[StageResult]:
         statuses = {"onnx": onnx, "tfjs": tfjs}
-        for unit in units:
-            fact = make_parity(unit, statuses[unit.kind])
-            write_fact(order.plan.parity_fact(unit), fact)
-        node = order.plan.data_node(data)
-        return [StageResult(order.plan.parity_stage(unit, node, ""), "built") for unit in units]
+        plan = order.plan
+        checks = list_checks(plan, units, engines)
+        for item in checks:
+            fact = make_parity(item.unit, statuses[item.unit.kind], item.engine.name)
+            write_fact(plan.parity_fact(item.unit, item.engine.name), fact)
+        stages = plan_checks(plan, checks, plan.data_node(data))
+        return [StageResult(stage, "built") for stage in stages]
 
     monkeypatch.setattr(pipeline, "check_parity", check)
     assert call("parity-check", "--out", "out", *arguments) == code
     captured = capsys.readouterr()
     assert said in captured.err or said in captured.out.lower()
     assert code == 0 or said in captured.err
-    failed = pipeline.find_failed_parity(Order(rooms.find_registry(), out_dir=Path("out")))
+    plan = Order(rooms.find_registry(), out_dir=Path("out")).plan
+    failed = find_failed_parity(plan)
     assert bool(failed) == (code == 1)
     for manifest in Path("out").glob("*/*.onnx.manifest.json"):  # verdicts about files that are gone
         artifact = read_manifest(manifest).model_copy(update={"sha256": "0" * 64})
         write_text(manifest, artifact.model_dump_json())
-    assert pipeline.find_failed_parity(Order(rooms.find_registry(), out_dir=Path("out"))) == []
+    assert find_failed_parity(plan) == []
 
 
-def make_parity(unit: Unit, status: str) -> ParityResult:
+def test_a_failure_in_any_engine_counts_if_it_saw_the_same_images(tmp_path: Path) -> None:
+    assert call("build-variants", "--quiet", "--out", "out") == 0
+    plan = Order(rooms.find_registry(), out_dir=tmp_path / "out").plan
+    registry = plan.registry
+    units = plan.list_units(registry.variants.values(), registry.targets, registry.recipes.values())
+    for check in list_checks(plan, units):
+        write_fact(
+            plan.parity_fact(check.unit, check.engine.name),
+            make_parity(check.unit, "passed", check.engine.name),
+        )
+    unit = next(unit for unit in units if unit.name == "nail43-64 tfjs fp16")
+    path = plan.parity_fact(unit, "fake-webgl")
+    failed = make_parity(unit, "failed", "fake-webgl")
+    for sha256, part_of, counts in (("a", "", True), ("b", "a", True), ("b", "c", False), ("b", "", False)):
+        images = failed.images.model_copy(update={"sha256": sha256, "part_of_sha256": part_of})
+        write_fact(path, failed.model_copy(update={"images": images}))
+        assert find_failed_parity(plan) == (["nail43-64 tfjs fp16"] if counts else []), (sha256, part_of)
+
+
+def make_parity(unit: Unit, status: str, engine: str) -> ParityResult:
     return ParityResult.model_validate(
         {
             "artifact": ArtifactRef.of(read_manifest(unit.manifest)).model_dump(),
@@ -250,7 +286,8 @@ def make_parity(unit: Unit, status: str) -> ParityResult:
             "runtime": "none",
             "versions": {},
             "machine": {"cpu": "", "cores": 1, "memory_bytes": 1, "system": "", "python": ""},
-            "images": {"name": "synthetic", "sha256": "", "count": 1, "synthetic": True},
+            "engine": engine,
+            "images": {"name": "synthetic", "sha256": "a", "count": 1, "synthetic": True},
             "limits": {"max_abs": None, "flipped_permille": 1, "reason": ""},
             "failures": ["fgbg is off"] if status == "failed" else [],
             "note": "no browser" if status == "not executed" else "",

@@ -5,50 +5,23 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from nailcore.artifact import open_artifact
-from nailcore.errors import BusyError, ConversionError, MissingToolError, WeightsError
-from nailtool import lock, stages
+from nailcore.errors import ConversionError, MissingToolError, UnknownNameError, WeightsError
+from nailcore.runtime import Engine
+from nailtool import executors, inputs, lock
+from nailtool.checks import list_checks, plan_checks
 from nailtool.command_line import shorten_command
 from nailtool.defaults import DEFAULT_SETTINGS
-from nailtool.nodes import FileNode
-from nailtool.pipeline import Order, build_variants, describe_data, find_built, run_plan
+from nailtool.pipeline import describe_data, find_built, run_plan
 from nailtool.sources import hash_sources
-from nailtool.stage import StageResult
 from nailtool.stages import Unit
 from nailtool.workers import StageCrashError, WorkerDiedError
-from tests.nailtool.house import command, make_registry
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def make_order(tmp_path: Path, *, explain: bool = False, deep: str = "go", force: bool = False) -> Order:
-    registry = make_registry(tmp_path, deep=deep)
-    return Order(registry, out_dir=tmp_path / "out", jobs=2, explain=explain, force=force)
-
-
-def all_units(order: Order) -> list[Unit]:
-    registry = order.registry
-    return order.plan.list_units(registry.variants.values(), registry.targets, registry.recipes.values())
-
-
-def run(order: Order, units: list[Unit] | None = None) -> dict[str, StageResult]:
-    results = build_variants(order, units or all_units(order))
-    return {result.stage.name: result for result in results}
-
-
-def statuses(results: dict[str, StageResult]) -> dict[str, str]:
-    return {name: result.status for name, result in results.items()}
+from tests.nailtool.house import all_units, make_order, run, statuses
 
 
 def explain(tmp_path: Path) -> dict[str, tuple[str, ...]]:
@@ -129,18 +102,18 @@ def test_explain_names_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert reasons["nail55-64 onnx fp32"] == ("weights nail55.safetensors changed",)
     run(order)
 
-    stages._version.cache_clear()
+    inputs.find_version.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(importlib.metadata, "version", lambda _: "99.1")
         found = explain(tmp_path)
-    stages._version.cache_clear()
+    inputs.find_version.cache_clear()
     assert len(found) == 6
-    old = stages._version("numpy")
+    old = inputs.find_version("numpy")
     assert found["nail55-64 onnx fp32"] == (f"tool numpy changed: {old} → 99.1",)
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            stages, "hash_sources", lambda entries: hash_sources(entries) | {"deploy/new.py": "0" * 64}
+            inputs, "hash_sources", lambda entries: hash_sources(entries) | {"deploy/new.py": "0" * 64}
         )
         assert explain(tmp_path)["nail55-64 onnx fp32"] == ("source deploy/new.py is new",)
     assert explain(tmp_path) == {}
@@ -178,7 +151,7 @@ def test_a_measurement_sees_the_declaration_and_the_written_split(
     def inputs(unit: Unit) -> list[dict[str, object]]:
         plan = order.plan
         made = (
-            plan.parity_stage(unit, data, ""),
+            plan.parity_stage(unit, data, Engine("onnxruntime"), {}),
             plan.accuracy_stage(unit.variant, data),
             plan.report_stage(tmp_path / "r", data, {"source_sha256": ""}),
         )
@@ -193,26 +166,50 @@ def test_a_measurement_sees_the_declaration_and_the_written_split(
     assert parity[name] != other_parity[name] and accuracy[name] != other_accuracy[name]
 
 
-@pytest.mark.parametrize("interrupted", ["explain", "run"])
-def test_control_c_while_staleness_is_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: str
+def test_a_check_per_unit_and_engine_that_is_asked_for(tmp_path: Path) -> None:
+    order = make_order(tmp_path)
+    run(order)
+    plan, units = order.plan, all_units(order)
+
+    def names(engines: str | None) -> list[str]:
+        return [check.stage_name for check in list_checks(plan, units, engines)]
+
+    usual, every = names(None), names("all")
+    assert len(usual) == len(set(usual)) == 6 and not any("webgl" in name for name in usual)
+    assert set(usual) < set(every) and len(every) == 10
+    assert names("fake-webgl") == [name for name in every if name.endswith("fake-webgl")]
+    assert len(names("fake-webgl, onnxruntime")) == 6
+    with pytest.raises(UnknownNameError, match="fake-wasm"):
+        names("fake-wasn")
+    data = plan.data_node(None)
+    stages = plan_checks(plan, list_checks(plan, units, "all"), data)
+    products = [node.name for stage in stages for node in stage.products]
+    assert len(set(products)) == 20
+    assert "facts/parity/nail55-64.tfjs.fp16.fake-webgl.json" in products
+    # What rounds is also proven against its sibling that does not.
+    (rounded,) = [s for s in stages if s.name == "parity nail55-64 tfjs fp16 fake-wasm"]
+    assert "nail55-64/nail55-64.fp32.tfjs" in {node.name for node in rounded.inputs}
+
+
+def test_a_verdict_depends_on_the_browser_and_on_how_many_images_an_engine_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = make_order(tmp_path, explain=interrupted == "explain")
-    calls = 0
+    order = make_order(tmp_path)
+    run(order)
+    plan, unit = order.plan, all_units(order)[0]
 
-    def interrupt(node: FileNode) -> str:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return "0" * 64
+    def state(engine: Engine) -> dict[str, object]:
+        stage = plan.parity_stage(unit, plan.data_node(None), engine, executors.describe_place(engine))
+        return {node.name: node.state() for node in stage.inputs}
 
-    with monkeypatch.context() as patch:
-        patch.setattr(FileNode, "state", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(order)
-    assert not list((tmp_path / "out").rglob("*.onnx"))
-    assert set(statuses(run(make_order(tmp_path))).values()) == {"built"}
+    monkeypatch.setattr(executors, "_describe_browser", lambda module: f"{module} 1")
+    assert executors.describe_place(Engine("onnxruntime")) == {}
+    assert executors.describe_place(Engine("mil-reference")) == {}
+    before = state(Engine("chromium-wasm"))
+    assert before["browser"] == "deploy.chromium 1"
+    monkeypatch.setattr(executors, "_describe_browser", lambda module: f"{module} 2")
+    assert state(Engine("chromium-wasm"))["browser"] == "deploy.chromium 2"
+    assert state(Engine("chromium-wasm", image_limit=3))["engine"] != before["engine"]
 
 
 def test_a_failing_stage_stops_only_what_depends_on_it(tmp_path: Path) -> None:
@@ -272,52 +269,6 @@ def test_a_full_disk_is_said_before_anything_runs(tmp_path: Path, monkeypatch: p
     assert not list((tmp_path / "out").glob("nail*"))
 
 
-def test_two_commands_in_one_folder(tmp_path: Path) -> None:
-    with lock.hold_folder(tmp_path / "out"), pytest.raises(BusyError, match=str(os.getpid())):
-        run(make_order(tmp_path))
-    assert set(statuses(run(make_order(tmp_path))).values()) == {"built"}
-
-
-def test_only_our_own_scratch_is_cleared(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    ours = [
-        "nail55-64/.nail55-64.fp32.tfjs.ab12cd_9.tmp",
-        "retired-64/.retired-64.fp32.onnx.ab12cd_9.tmp",
-        "facts/latency/cpu/.x.json.ab12cd_9.tmp",
-        ".nailtool/.x.ab12cd_9.tmp",
-        ".embedded.ab12cd_9.tmp",
-    ]
-    foreign = [
-        ".precious.ab12cd_9.tmp",
-        "project/.precious.ab12cd_9.tmp",
-        "project/nail55-64/.precious.ab12cd_9.tmp",
-        "nail55-64/.precious.tmp",
-        "nail55-64/.precious.UPPER123.tmp",
-        "nail55-64/deeper/.precious.ab12cd_9.tmp",
-    ]
-    for name in (*ours, *foreign):
-        (out / name).mkdir(parents=True)
-        (out / name / "content").write_text("")
-    (out / "retired-64" / "retired-64.fp32.onnx.manifest.json").write_text("{}")
-    run(make_order(tmp_path, explain=True))
-    assert all((out / name).is_dir() for name in (*ours, *foreign))
-    run(make_order(tmp_path))
-    assert [name for name in ours if (out / name).exists()] == []
-    assert [name for name in foreign if not (out / name / "content").exists()] == []
-
-
-def test_a_folder_moved_aside_when_the_run_was_killed_is_moved_back(tmp_path: Path) -> None:
-    order = make_order(tmp_path)
-    run(order)
-    unit = next(unit for unit in all_units(order) if unit.name == "nail55-64 tfjs fp16")
-    scratch = unit.path.with_name(f".{unit.path.name}.ab12cd_9.tmp")
-    scratch.mkdir()
-    unit.path.rename(scratch / ".old")
-    assert set(statuses(run(order)).values()) == {"cached"}
-    open_artifact(unit.manifest)
-    assert not scratch.exists()
-
-
 @pytest.mark.parametrize(
     ("typed", "shown"),
     [
@@ -368,75 +319,3 @@ def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(Exception, match="output folder"):
         run(make_order(tmp_path))
-
-
-@pytest.fixture
-def sleeping_build(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A build whose deep variant never ends; yielded when everything else is done."""
-    process = subprocess.Popen(
-        [sys.executable, *command(tmp_path, "build-variants", "--out", str(tmp_path / "out"), deep="sleep")],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell's background job, CI among them, ignores Ctrl-C and would hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
-    )
-    done = tmp_path / "out" / "nail43-64" / "nail43-64.fp16.tfjs.manifest.json"
-    half = tmp_path / "out" / "nail55-64"
-    deadline = time.monotonic() + 120
-    while not (done.exists() and list(half.glob(".*.tmp"))):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    yield process
-    if process.poll() is None:
-        process.kill()
-    process.communicate()
-
-
-def assert_resumes(tmp_path: Path) -> None:
-    (tmp_path / "weights" / "nail55.safetensors").write_text("go nail55")
-    results = statuses(run(make_order(tmp_path)))
-    assert results["nail55-64 onnx fp32"] == "built"
-    assert results["nail43-64 onnx fp32"] == results["nail43-64 tfjs fp32"] == "cached"
-    assert not list((tmp_path / "out").rglob(".*.tmp"))
-
-
-def wait_until_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=30)
-    assert not alive
-
-
-def test_control_c_keeps_what_is_finished(sleeping_build: subprocess.Popen[str], tmp_path: Path) -> None:
-    children = psutil.Process(sleeping_build.pid).children(recursive=True)
-    assert children
-    os.killpg(sleeping_build.pid, signal.SIGINT)
-    _, said = sleeping_build.communicate(timeout=60)
-    assert sleeping_build.returncode == 130
-    assert "finished artefacts are kept" in said and "Traceback" not in said
-    wait_until_gone(children)
-    assert_resumes(tmp_path)
-
-
-def test_a_killed_build_leaves_no_process_and_resumes(
-    sleeping_build: subprocess.Popen[str], tmp_path: Path
-) -> None:
-    children = psutil.Process(sleeping_build.pid).children(recursive=True)
-    sleeping_build.kill()
-    sleeping_build.wait(60)
-    wait_until_gone(children)
-    assert_resumes(tmp_path)
-
-
-def test_a_second_build_meanwhile_is_refused(sleeping_build: subprocess.Popen[str], tmp_path: Path) -> None:
-    second = subprocess.run(
-        [sys.executable, *command(tmp_path, "build-variants", "--out", str(tmp_path / "out"))],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert second.returncode == 4
-    assert str(sleeping_build.pid) in second.stderr
