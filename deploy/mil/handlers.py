@@ -1,0 +1,25 @@
+"""All families of MIL operations; importing this registers their handlers."""
+
+from deploy.mil import (
+    ops_activation,
+    ops_conv,
+    ops_elementwise,
+    ops_gather,
+    ops_layout,
+    ops_linear,
+    ops_quant,
+    ops_reduce,
+    ops_resize,
+)
+
+FAMILIES = (
+    ops_conv,
+    ops_elementwise,
+    ops_activation,
+    ops_resize,
+    ops_layout,
+    ops_gather,
+    ops_reduce,
+    ops_linear,
+    ops_quant,
+)
