@@ -1,30 +1,34 @@
-"""The training loop: one flat, resumable pass from an initialised encoder to a weights file."""
+"""The training loop: one flat, resumable pass from an initialised network to a weights file."""
 
 from __future__ import annotations
 
 import copy
-import io
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-from nailcore.data.augment import AugmentConfig, draw_crop
+from nailcore.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from nailcore.data.augment import AugmentConfig
 from nailcore.data.folder import Dataset
-from nailcore.errors import DataError, NailtoolError, WeightsError
-from nailcore.losses import mask_loss
+from nailcore.data.mixing import Batch, MixedBatches, Phase, PhotoStore
+from nailcore.errors import NailtoolError
+from nailcore.losses import DirectionLoss, LossParts, MaskLoss, shrink_targets, total_loss
 from nailcore.nets.cascade import Cascade, build_cascade
 from nailcore.nets.encoder import as_encoder
-from nailcore.nets.weights import init_encoders, save_weights
-from nailcore.storage import hash_file, write_bytes
+from nailcore.nets.weights import check_state, init_encoders, read_state, save_weights
+from nailcore.storage import hash_file
 from nailcore.variant import Variant
+
+CHECKPOINT = "checkpoint.pt"
+PARTIAL = ".partial.safetensors"  # the averaged weights so far, rewritten with every checkpoint
 
 
 class TrainConfig(BaseModel):
@@ -32,21 +36,45 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     steps: int = Field(default=3400, gt=0)
+    # How the data sets are mixed, one phase after the other; empty: evenly, all the time.
+    phases: tuple[Phase, ...] = ()
     batch: int = Field(default=8, gt=0)
     crop_px: int = Field(default=320, gt=0, multiple_of=32)
+    long_side_px: int = Field(default=480, gt=0)  # photos are scaled about this size before they are cut
     # The high branch's first stages take half of a step's time on a CPU and hold 2 % of the
     # weights; with a few dozen photos their ImageNet filters are kept as they are.
-    frozen_stages: int = Field(default=3, ge=0)
+    frozen_stages: int = Field(default=3, ge=0, le=8)
     lr_encoder: float = Field(default=5e-4, gt=0)
     lr_decoder: float = Field(default=2e-3, gt=0)
     weight_decay: float = 0.01
-    warmup_steps: int = 60
+    warmup_steps: int = Field(default=60, ge=0)
     # The two coarse levels guide the fusion modules; the finest one is what ships.
     level_weights: dict[int, float] = {4: 1.0, 8: 0.4, 16: 0.4}
+    mask_loss: MaskLoss = "lmp"
+    plain_steps: int = Field(default=0, ge=0)  # cross-entropy + Dice before LMP: for random initialisation
+    direction_loss: DirectionLoss = "l2"
     ema_decay: float = Field(default=0.997, ge=0, lt=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_every: int = Field(default=100, gt=0)
     threads: int = Field(default=0, ge=0)  # 0: as torch chooses
+    workers: int = Field(default=0, ge=0)  # processes that make crops; 0: between the steps
+
+    @model_validator(mode="after")
+    def _whole(self) -> TrainConfig:
+        if self.phases and self.steps != sum(phase.steps for phase in self.phases):
+            raise ValueError(
+                f"steps {self.steps} must be the sum over the phases, {sum(p.steps for p in self.phases)}"
+            )
+        return self
+
+    def list_phases(self, sources: int) -> tuple[Phase, ...]:
+        """The phases, or the one that mixes all data sets evenly."""
+        return self.phases or (Phase(steps=self.steps, shares=(1.0,) * sources),)
+
+
+# What may change between a killed run and its continuation: it does not touch the weights.
+FREE_SETTINGS = {"threads", "checkpoint_every", "workers", "precision"}
 
 
 @dataclass(frozen=True)
@@ -57,46 +85,11 @@ class StepReport:
     steps: int
     loss: float
     images_per_s: float
-
-
-class Photos:
-    """The training part of a data folder, decoded once, long side at most ``limit_px``."""
-
-    def __init__(self, dataset: Dataset, limit_px: int = 800) -> None:
-        import cv2
-
-        self.pairs = []
-        for sample in dataset.part("train"):
-            if "mask" not in sample.record.labels:
-                continue
-            image, mask = sample.load_image(), sample.load_mask().astype(np.uint8)
-            scale = limit_px / max(mask.shape)
-            if scale < 1:
-                size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
-                image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-                soft = cv2.resize(mask * np.uint8(255), size, interpolation=cv2.INTER_AREA)
-                mask = np.asarray(soft > 127, np.uint8)
-            self.pairs.append((image, mask))
-        if not self.pairs:
-            raise DataError(f"{dataset.root}: no training image carries a mask.")
-
-    def draw_batch(
-        self, step: int, config: TrainConfig, augment: AugmentConfig
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (N, 3, S, S) in 0..255 and masks (N, S, S): a pure function of seed and step."""
-        images, masks = [], []
-        for i in range(config.batch):
-            rng = np.random.default_rng((config.seed, step, i))
-            # Walk through shuffled epochs, so that every photo is seen equally often.
-            position = step * config.batch + i
-            epoch, index = divmod(position, len(self.pairs))
-            order = np.random.default_rng((config.seed, 1 << 20, epoch)).permutation(len(self.pairs))
-            photo, truth = self.pairs[order[index]]
-            image, mask = draw_crop(photo, truth, augment, rng)
-            images.append(image)
-            masks.append(mask)
-        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
-        return x, torch.from_numpy(np.stack(masks)).float()
+    fgbg: float = 0.0
+    finger: float = 0.0
+    direction: float = 0.0
+    learning_rate: float = 0.0  # of the decoder
+    loader_s: float = 0.0  # waited for the batch
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
@@ -107,162 +100,286 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-@torch.no_grad()
-def _average_weights(average: nn.Module, network: nn.Module, decay: float) -> None:
-    for kept, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(new, 1 - decay)
-        else:
+class _Average:
+    """Exponential moving average of weights and BatchNorm statistics, in two fused calls a step."""
+
+    def __init__(self, average: nn.Module, network: nn.Module, decay: float) -> None:
+        pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
+        self.kept = [a for a, _ in pairs if a.is_floating_point()]
+        self.new = [b for a, b in pairs if a.is_floating_point()]
+        self.counters = [(a, b) for a, b in pairs if not a.is_floating_point()]
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Average quickly at first: the first weights are worth nothing."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.kept, self.new, 1 - decay)
+        for kept, new in self.counters:
             kept.copy_(new)
 
 
-@dataclass
-class _State:
-    network: Cascade
-    average: Cascade
-    optimizer: torch.optim.Optimizer
-    step: int
+def initialise(network: Cascade, init: Path, frozen_stages: int) -> None:
+    """Encoders from a MobileNetV2 (.npz), or the whole network from trained weights (.safetensors).
 
-
-def _start(variant: Variant, config: TrainConfig, init: Path | None) -> _State:
-    torch.manual_seed(config.seed)
-    network = build_cascade(variant)
-    if init is not None:
+    Raises:
+        WeightsError: missing, damaged, or of another network (naming the layers that differ).
+    """
+    if init.suffix == ".safetensors":
+        state = read_state(init)
+        check_state(network, state, init)
+        network.load_state_dict(state)
+    else:
         init_encoders(network, init)
-        for branch in (network.high, network.low):
-            as_encoder(branch).freeze(config.frozen_stages)
+    for branch in (network.high, network.low):
+        as_encoder(branch).freeze(frozen_stages)
+
+
+def start_training(
+    variant: Variant,
+    config: TrainConfig,
+    init: Path | None,
+    build: Callable[[Variant], Cascade] = build_cascade,
+) -> TrainState:
+    """A network before its first step, its average and its optimiser."""
+    torch.manual_seed(config.seed)
+    network = build(variant)
+    if init is not None:
+        initialise(network, init, config.frozen_stages)
+    # Channels-last is a third faster for depthwise convolutions on CPUs (and GPUs).
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder = [*network.high.parameters(), *network.low.parameters()]
     known = {id(p) for p in encoder}
-    decoder = [p for p in network.parameters() if id(p) not in known]
     groups = [
-        {
-            "params": [p for p in encoder if p.requires_grad],
-            "lr": config.lr_encoder,
-            "base_lr": config.lr_encoder,
-        },
-        {"params": decoder, "lr": config.lr_decoder, "base_lr": config.lr_decoder},
+        ([p for p in encoder if p.requires_grad], config.lr_encoder),
+        ([p for p in network.parameters() if id(p) not in known], config.lr_decoder),
     ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    return _State(network, copy.deepcopy(network), optimizer, 0)
+    optimizer = torch.optim.AdamW(
+        [{"params": params, "lr": lr, "base_lr": lr} for params, lr in groups if params],
+        weight_decay=config.weight_decay,
+    )
+    return TrainState(network, copy.deepcopy(network), optimizer)
 
 
-def _save_checkpoint(path: Path, state: _State, identity: dict[str, Any]) -> None:
-    payload = {
-        "identity": identity,
-        "step": state.step,
-        "network": state.network.state_dict(),
-        "average": state.average.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-    }
-    # Through memory: torch's own writer hides a full disk behind a RuntimeError.
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    write_bytes(path, buffer.getvalue())
+def choose_precision(wanted: str) -> Literal["32-true", "bf16-mixed"]:
+    """bf16 where it is asked for, or where ``auto`` finds hardware that computes in it."""
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            wanted = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        else:
+            probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+            has = any(bool(getattr(torch.cpu, name, bool)()) for name in probes)
+            wanted = "bf16" if has else "fp32"
+    return "bf16-mixed" if wanted == "bf16" else "32-true"
 
 
-def _load_checkpoint(path: Path, state: _State, identity: dict[str, Any]) -> None:
-    try:
-        payload = torch.load(path, weights_only=True)
-        found = payload["identity"]
-    except Exception as error:
-        raise WeightsError(
-            f"{path}: not a readable checkpoint: {error}",
-            hint="It was left as it is. Move it away to start this training from the beginning.",
-        ) from error
-    if found != identity:
-        changed = sorted(k for k in identity.keys() | found.keys() if identity.get(k) != found.get(k))
-        raise WeightsError(
-            f"{path}: belongs to another training; these differ: {', '.join(changed)}.",
-            hint="Use another --out folder, or move the checkpoint away to start again.",
-        )
-    state.network.load_state_dict(payload["network"])
-    state.average.load_state_dict(payload["average"])
-    state.optimizer.load_state_dict(payload["optimizer"])
-    state.step = payload["step"]
+def make_fabric(config: TrainConfig) -> Any:
+    """Fabric on this machine's device, or on what ``torchrun`` started."""
+    from lightning_fabric import Fabric
+
+    precision = choose_precision(config.precision)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Fabric(accelerator="auto", devices=1, precision=precision)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator="auto",
+        devices=local,
+        num_nodes=int(os.environ["WORLD_SIZE"]) // local,
+        # A batch without fingers or directions leaves their heads without gradients.
+        strategy="ddp_find_unused_parameters_true",
+        precision=precision,
+    )
+    fabric.launch()
+    return fabric
 
 
 def run_training(
     variant: Variant,
-    dataset: Dataset,
+    sources: Dataset | Sequence[Dataset],
     config: TrainConfig,
     out: Path,
     *,
     init: Path | None,
     report: Callable[[StepReport], None] | None = None,
-) -> Path:
+    max_minutes: float = 0.0,
+    build: Callable[[Variant], Cascade] = build_cascade,
+) -> Path | None:
     """Train one depth to the end, resuming from ``out/checkpoint.pt`` where there is one.
 
-    Returns the path of ``out/<variant.weights>.safetensors``: the averaged (EMA) weights.
+    Returns the path of ``out/<variant.weights>.safetensors``, the averaged (EMA) weights; None when
+    ``max_minutes`` were over before (0: no limit). ``out/<variant.weights>.partial.safetensors`` then
+    holds the average so far, and the same call goes on.
 
     Raises:
         DataError, WeightsError: unusable data, initialisation or checkpoint.
         NailtoolError: the loss became NaN; the last good checkpoint is kept.
+        MissingToolError: the disk is full; the last checkpoint is kept.
     """
-    from lightning_fabric import Fabric
-
+    sources = [sources] if isinstance(sources, Dataset) else sources
     if config.threads:
+        import cv2
+
         torch.set_num_threads(config.threads)
-    identity: dict[str, Any] = {
-        "variant": variant.model_dump(mode="json"),
-        "config": config.model_dump(mode="json", exclude={"threads", "checkpoint_every"}),
-        "init_sha256": hash_file(init) if init is not None else "",
-        "images_sha256": dataset.describe("train").sha256,
-    }
-    photos = Photos(dataset)
-    state = _start(variant, config, init)
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        _load_checkpoint(checkpoint, state, identity)
-    fabric = Fabric(accelerator="auto", devices=1)
-    network, optimizer = fabric.setup(state.network, state.optimizer)
-    network.mark_forward_method("forward_levels")
-    state.average.to(fabric.device)
-    for progress in _steps(fabric, network, optimizer, photos, state, config, variant):
-        if report is not None:
+        cv2.setNumThreads(config.threads)
+    fabric = make_fabric(config)
+    if config.batch % fabric.world_size:
+        raise NailtoolError(f"A batch of {config.batch} cannot be shared by {fabric.world_size} processes.")
+    identity = describe_training(variant, sources, config, init, fabric.world_size)
+    batches = MixedBatches(
+        [PhotoStore(dataset) for dataset in sources],
+        config.list_phases(len(sources)),
+        config.batch,
+        AugmentConfig(crop_px=config.crop_px, long_side_px=config.long_side_px),
+        config.seed,
+        fabric.global_rank,
+        fabric.world_size,
+    )
+    state = start_training(variant, config, init, build)
+    if (out / CHECKPOINT).exists():
+        load_checkpoint(out / CHECKPOINT, state, identity)
+    deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+    weights, partial = out / f"{variant.weights}.safetensors", out / f"{variant.weights}{PARTIAL}"
+
+    def keep() -> None:
+        if fabric.is_global_zero:
+            save_checkpoint(out / CHECKPOINT, state, identity)
+            save_weights(state.average, partial, {"steps": str(state.step)})
+
+    for progress in run_steps(fabric, batches, state, config, variant):
+        if report is not None and fabric.is_global_zero:
             report(progress)
-        if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-            _save_checkpoint(checkpoint, state, identity)
-    weights = out / f"{variant.weights}.safetensors"
-    metadata = {"steps": str(state.step), "images_sha256": str(identity["images_sha256"])}
-    save_weights(state.average, weights, metadata)
+        over = time.monotonic() > deadline
+        if fabric.world_size > 1 and max_minutes:
+            over = fabric.broadcast(over)  # all processes stop at the same step
+        if state.step % config.checkpoint_every == 0 or state.step == config.steps or over:
+            keep()
+        if over and state.step < config.steps:
+            return None
+    if fabric.is_global_zero:
+        metadata = {"steps": str(state.step), "images_sha256": "+".join(identity["images_sha256"])}
+        save_weights(state.average, weights, metadata)
+        partial.unlink(missing_ok=True)
     return weights
 
 
-def _steps(  # noqa: PLR0917 - the loop's own parts, named at the one call
-    fabric: Any,
-    network: Any,
-    optimizer: Any,
-    photos: Photos,
-    state: _State,
-    config: TrainConfig,
-    variant: Variant,
+def describe_training(
+    variant: Variant, sources: Sequence[Dataset], config: TrainConfig, init: Path | None, processes: int
+) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be gone on with."""
+    return {
+        "variant": variant.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude=FREE_SETTINGS),
+        "precision": choose_precision(config.precision),
+        "init_sha256": hash_file(init) if init is not None else "",
+        "images_sha256": [dataset.describe("train").sha256 for dataset in sources],
+        "processes": processes,
+    }
+
+
+def _load_batches(batches: MixedBatches, first: int, workers: int) -> Iterable[Batch]:
+    steps = range(first, len(batches))
+    if not workers:
+        return (batches[step] for step in steps)
+    from torch.utils.data import DataLoader
+
+    loader: Iterable[Batch] = DataLoader(
+        batches,  # type: ignore[arg-type]  # has __getitem__ and __len__, which is all that is used
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        prefetch_factor=3,
+        worker_init_fn=_calm_worker,
+    )
+    return loader
+
+
+def _calm_worker(_: int) -> None:
+    """One thread per worker: there are several workers."""
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+class _Pipeline:
+    """From bytes on the CPU to normalised images and labels at every stride on the device."""
+
+    def __init__(self, variant: Variant, config: TrainConfig, device: torch.device) -> None:
+        self.mean = torch.tensor(variant.mean, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(variant.std, device=device).view(1, 3, 1, 1)
+        self.strides = tuple(sorted(config.level_weights))
+        self.device = device
+
+    def prepare(self, batch: Batch) -> tuple[torch.Tensor, dict[int, Any]]:
+        """Images (N, 3, S, S) in the network's range, channels last, and targets by stride."""
+        images = torch.from_numpy(batch.images).to(self.device).permute(0, 3, 1, 2)
+        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        targets = shrink_targets(
+            torch.from_numpy(batch.masks).to(self.device).float(),
+            torch.from_numpy(batch.fingers).to(self.device),
+            torch.from_numpy(batch.directions).to(self.device),
+            self.strides,
+        )
+        return x, targets
+
+
+def run_steps(
+    fabric: Any, batches: MixedBatches, state: TrainState, config: TrainConfig, variant: Variant
 ) -> Iterator[StepReport]:
-    augment = AugmentConfig(crop_px=config.crop_px)
-    mean = torch.tensor(variant.mean).view(1, 3, 1, 1)
-    std = torch.tensor(variant.std).view(1, 3, 1, 1)
-    state.network.train()
-    # Channels-last is a third faster for depthwise convolutions on CPUs (and GPUs).
-    state.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Optimiser steps from ``state.step`` to the end; yields after each."""
+    network, optimizer = fabric.setup(state.network, state.optimizer)
+    network.mark_forward_method("forward_levels")
+    state.average.to(fabric.device)
+    average = _Average(state.average, state.network, config.ema_decay)
+    pipeline = _Pipeline(variant, config, fabric.device)
+    network.train()
+    loader = iter(_load_batches(batches, state.step, config.workers))
     while state.step < config.steps:
         started = time.perf_counter()
-        images, masks = photos.draw_batch(state.step, config, augment)
-        x = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-        x, masks = x.to(fabric.device), masks.to(fabric.device)
+        batch = next(loader)
+        waited = time.perf_counter() - started
+        x, targets = pipeline.prepare(batch)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate_factor(state.step, config)
-        loss = mask_loss(network.forward_levels(x), masks, config.level_weights)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NailtoolError(
-                f"The loss became {value} at step {state.step} (batch {state.step}, seed {config.seed}).",
-                hint="The last good checkpoint is kept; lower the learning rates and start in a new folder.",
-            )
+        parts = total_loss(
+            network.forward_levels(x),
+            targets,
+            config.level_weights,
+            mask_kind="plain" if state.step < config.plain_steps else config.mask_loss,
+            direction_kind=config.direction_loss,
+        )
+        values = _read_losses(fabric, parts)
+        _check_loss(values[0], state.step, config.seed)
         optimizer.zero_grad(set_to_none=True)
-        fabric.backward(loss)
-        fabric.clip_gradients(network, optimizer, max_norm=5.0)
+        fabric.backward(parts.total)
+        norm = fabric.clip_gradients(network, optimizer, max_norm=5.0, error_if_nonfinite=False)
+        _check_loss(float(norm), state.step, config.seed, what="gradient")
         optimizer.step()
-        # Average quickly at first: the first weights are worth nothing.
-        decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
-        _average_weights(state.average, state.network, decay)
+        average.update(state.step)
         state.step += 1
-        yield StepReport(state.step, config.steps, value, config.batch / (time.perf_counter() - started))
+        yield StepReport(
+            step=state.step,
+            steps=config.steps,
+            loss=values[0],
+            images_per_s=config.batch / (time.perf_counter() - started),
+            fgbg=values[1],
+            finger=values[2],
+            direction=values[3],
+            learning_rate=optimizer.param_groups[-1]["lr"],
+            loader_s=waited,
+        )
+
+
+def _read_losses(fabric: Any, parts: LossParts) -> list[float]:
+    """Total, fgbg, finger, direction; the mean over the processes, so that all of them see a NaN."""
+    values = torch.stack([parts.total, parts.fgbg, parts.finger, parts.direction]).detach()
+    if fabric.world_size > 1:
+        values = fabric.all_reduce(values, reduce_op="mean")
+    return [float(v) for v in values.tolist()]
+
+
+def _check_loss(value: float, step: int, seed: int, what: str = "loss") -> None:
+    if not math.isfinite(value):
+        raise NailtoolError(
+            f"The {what} became {value} at step {step} (batch {step}, seed {seed}).",
+            hint="The last good checkpoint is kept; lower the learning rates and start in a new folder.",
+        )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from nailcore.errors import MissingToolError, NailtoolError, UnknownNameError
-from nailcore.facts import AccuracyResult, WeightsFacts, read_fact, write_fact
+from nailcore.facts import AccuracyResult, ImageSet, WeightsFacts, read_fact, write_fact
 from nailcore.variant import Variant
 from nailtool.command_line import shorten_command
 
@@ -19,6 +23,20 @@ if TYPE_CHECKING:
     from nailcore.train import StepReport, TrainConfig
 
 WEIGHTS_SUFFIXES = (".safetensors", ".md", ".json")  # in the order they are shipped
+# Settings that touch the weights and the flags they are given by, for the command in the facts.
+SETTING_FLAGS = {
+    "steps": "--steps",
+    "batch": "--batch",
+    "crop_px": "--crop",
+    "seed": "--seed",
+    "frozen_stages": "--frozen-stages",
+    "lr_encoder": "--lr-encoder",
+    "lr_decoder": "--lr-decoder",
+    "mask_loss": "--mask-loss",
+    "direction_loss": "--direction-loss",
+    "plain_steps": "--plain-steps",
+    "precision": "--precision",
+}
 TOOLS = ("torch", "lightning-fabric", "numpy", "opencv-python-headless")
 
 
@@ -26,11 +44,40 @@ TOOLS = ("torch", "lightning-fabric", "numpy", "opencv-python-headless")
 class TrainOrder:
     """What is to be trained; ``settings`` are fields of TrainConfig."""
 
-    data: Path
+    data: tuple[str, ...]  # FOLDER or FOLDER:SHARE
     depth: int
-    init: Path | None
+    init: str | None  # a file, or the stem of shipped weights such as nail55
     out: Path
-    settings: dict[str, int]
+    settings: dict[str, Any]
+    phases: tuple[str, ...] = ()  # STEPS:SHARE,SHARE
+    input_px: int = 0  # train and name the weights for one resolution; 0: for all of a depth
+    fold: str = ""  # k/n: cross-validation on the photographs
+    max_minutes: float = 0.0
+    tensorboard: bool = False
+
+
+def parse_data(text: str) -> tuple[Path, float]:
+    """``FOLDER`` or ``FOLDER:SHARE``."""
+    folder, colon, share = text.rpartition(":")
+    if colon and folder:
+        try:
+            return Path(folder), float(share)
+        except ValueError:
+            pass
+    return Path(text), 1.0
+
+
+def parse_phase(text: str) -> tuple[int, tuple[float, ...]]:
+    """``STEPS:SHARE,SHARE``, one share per data set; raises NailtoolError."""
+    steps, colon, shares = text.partition(":")
+    try:
+        if colon:
+            return int(steps), tuple(float(share) for share in shares.split(","))
+    except ValueError:
+        pass
+    raise NailtoolError(
+        f"Phase '{text}': expected STEPS:SHARE,SHARE, one share per --data, such as 2000:1,0."
+    )
 
 
 def find_depth(depth: int) -> list[Variant]:
@@ -44,8 +91,83 @@ def find_depth(depth: int) -> list[Variant]:
     return found
 
 
-def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts:
+def plan_settings(order: TrainOrder) -> dict[str, Any]:
+    """The fields of TrainConfig: steps and phases from --steps, --phase and the shares of --data."""
+    settings = dict(order.settings)
+    shares = [parse_data(text)[1] for text in order.data]
+    if order.phases:
+        phases = [parse_phase(text) for text in order.phases]
+        settings["steps"] = sum(steps for steps, _ in phases)
+        settings["phases"] = [{"steps": steps, "shares": shares} for steps, shares in phases]
+    elif len(shares) > 1:
+        settings["phases"] = [{"steps": settings["steps"], "shares": shares}]
+    if order.input_px:
+        settings["long_side_px"] = order.input_px
+    return settings
+
+
+def make_config(order: TrainOrder) -> TrainConfig:
+    """The settings, checked; raises NailtoolError naming the key and the value found."""
+    from pydantic import ValidationError
+
+    from nailcore.train import TrainConfig
+
+    try:
+        return TrainConfig(**plan_settings(order))
+    except ValidationError as error:
+        lines = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']} (found {e['input']!r})"
+            for e in error.errors()
+        )
+        raise NailtoolError(f"Impossible training settings: {lines}.") from error
+
+
+def find_init(init: str | None) -> Path | None:
+    """A file, or the shipped weights of that name; raises NailtoolError."""
+    if init is None:
+        return None
+    from model_zoo import WEIGHTS_DIR
+
+    for path in (Path(init), WEIGHTS_DIR / f"{init}.safetensors"):
+        if path.is_file():
+            return path
+    shipped = ", ".join(sorted(path.stem for path in WEIGHTS_DIR.glob("*.safetensors")))
+    raise NailtoolError(
+        f"{init}: no such file, but --init names it.",
+        hint=f"Name a .npz or .safetensors file, or shipped weights: {shipped or 'none'}.",
+    )
+
+
+def open_sources(order: TrainOrder) -> list[Dataset]:
+    """The data sets in their order; with a fold, the photographs are cut anew."""
+    from nailcore.data.folder import open_dataset
+    from nailcore.data.folds import Fold, select_fold
+
+    sources = [open_dataset(parse_data(text)[0]) for text in order.data]
+    if not order.fold:
+        return sources
+    fold = Fold.parse(order.fold)
+    if all(source.card.synthetic for source in sources):
+        raise NailtoolError("--fold cuts photographs, but every --data is synthetic.")
+    return [source if source.card.synthetic else select_fold(source, fold) for source in sources]
+
+
+def choose_variants(order: TrainOrder) -> list[Variant]:
+    """What the weights are measured as, the one that is trained first."""
+    variants = find_depth(order.depth)
+    if not order.input_px:
+        return variants
+    found = [v for v in variants if max(v.height_px, v.width_px) == order.input_px]
+    if not found:
+        sizes = {str(max(v.height_px, v.width_px)) for v in variants}
+        raise UnknownNameError("input size", str(order.input_px), sizes)
+    return [v.model_copy(update={"weights": f"nail{order.depth}-{order.input_px}"}) for v in found]
+
+
+def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts | None:
     """Train (or resume, or find finished) one depth; writes weights, facts and card to ``order.out``.
+
+    None when ``max_minutes`` were over first, and in all but the first of several processes.
 
     Raises:
         MissingToolError: the extra ``train`` is not installed.
@@ -53,10 +175,7 @@ def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts:
         BusyError: another command works in ``order.out``.
         NailtoolError: a setting is impossible, or the loss became NaN.
     """
-    from pydantic import ValidationError
-
-    from nailcore.data.folder import open_dataset
-    from nailcore.train import TrainConfig, run_training
+    from nailcore.train import CHECKPOINT, PARTIAL, run_training
     from nailtool.lock import hold_folder
 
     try:
@@ -66,22 +185,35 @@ def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts:
             "Training needs lightning-fabric, which is not installed.",
             hint='Install the extra: pip install "nailtool[train]".',
         ) from error
-    variants = find_depth(order.depth)
-    try:
-        config = TrainConfig(**order.settings)
-    except ValidationError as error:
-        lines = "; ".join(f"{e['loc'][0]}: {e['msg']} (found {e['input']!r})" for e in error.errors())
-        raise NailtoolError(f"Impossible training settings: {lines}.") from error
-    if order.init is not None and not order.init.is_file():
-        raise NailtoolError(f"{order.init}: no such file, but --init names it.")
-    dataset = open_dataset(order.data)
+    variants = choose_variants(order)
+    config = make_config(order)
+    init = find_init(order.init)
+    sources = open_sources(order)
     name = variants[0].weights
-    written = ("checkpoint.pt", *(f"{name}{suffix}" for suffix in WEIGHTS_SUFFIXES))
+    if int(os.environ.get("RANK", "0")):  # the first process holds the folder and reports for all
+        run_training(variants[0], sources, config, order.out, init=init, max_minutes=order.max_minutes)
+        return None
+    written = (CHECKPOINT, f"{name}{PARTIAL}", *(f"{name}{suffix}" for suffix in WEIGHTS_SUFFIXES))
     with hold_folder(order.out, files=written):
-        with _Bar(console, name, config.steps) as bar:
-            weights = run_training(variants[0], dataset, config, order.out, init=order.init, report=bar.show)
+        with _Bar(console, name, config.steps) as bar, _Board(order) as board:
+
+            def show(report: StepReport) -> None:
+                bar.show(report)
+                board.show(report)
+
+            weights = run_training(
+                variants[0],
+                sources,
+                config,
+                order.out,
+                init=init,
+                report=show,
+                max_minutes=order.max_minutes,
+            )
+            if weights is None:
+                return None
             bar.progress.update(bar.task, completed=config.steps)  # a finished training takes no step
-        facts = _describe(order, config, variants, dataset, weights)
+        facts = _describe(order, config, variants, sources, weights)
         write_fact(weights.with_suffix(".json"), facts)
         _write_card(weights.with_suffix(".md"), facts)
     return facts
@@ -109,7 +241,7 @@ class _Bar:
             disable=console is None,
         )
         self.task = self.progress.add_task(name, total=steps, figures="")
-        self.loss = 0.0
+        self.losses: list[float] = []
 
     def __enter__(self) -> _Bar:
         self.progress.start()
@@ -120,27 +252,108 @@ class _Bar:
 
     def show(self, report: StepReport) -> None:
         """One step later."""
-        self.loss = report.loss if not self.loss else 0.95 * self.loss + 0.05 * report.loss
-        figures = f"loss {self.loss:.3f}, {report.images_per_s:.1f} images/s"
+        parts = (report.loss, report.fgbg, report.finger, report.direction)
+        self.losses = [
+            new if not self.losses else 0.95 * old + 0.05 * new
+            for old, new in zip(self.losses or parts, parts, strict=True)
+        ]
+        total, fgbg, finger, direction = self.losses
+        figures = (
+            f"loss {total:.3f} = fgbg {fgbg:.3f} + finger {finger:.3f} + direction {direction:.3f}, "
+            f"{report.images_per_s:.1f} images/s"
+        )
         self.progress.update(self.task, completed=report.step, figures=figures)
 
 
+class _Board:
+    """TensorBoard logs below ``out/tensorboard``, where they are asked for."""
+
+    def __init__(self, order: TrainOrder) -> None:
+        self.writer: Any = None
+        if order.tensorboard:
+            # TensorBoard loads all of TensorFlow unless this module of its own build exists.
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise MissingToolError(
+                    "--tensorboard needs the package tensorboard, which is not installed.",
+                    hint='Install the extra: pip install "nailtool[train]".',
+                ) from error
+            self.writer = SummaryWriter(str(order.out / "tensorboard"))
+
+    def __enter__(self) -> _Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def show(self, report: StepReport) -> None:
+        """Write one step's figures."""
+        if self.writer is None:
+            return
+        figures = {
+            "loss/total": report.loss,
+            "loss/fgbg": report.fgbg,
+            "loss/finger": report.finger,
+            "loss/direction": report.direction,
+            "learning rate": report.learning_rate,
+            "speed/images per s": report.images_per_s,
+            "speed/wait for the loader s": report.loader_s,
+        }
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value, report.step)
+
+
+def find_trained_heads(config: TrainConfig, sources: list[Dataset], init: Path | None) -> tuple[str, ...]:
+    """Heads that saw labels: in a data set that was drawn from, or before, in the initial weights."""
+    drawn = [
+        source
+        for number, source in enumerate(sources)
+        if any(phase.shares[number] > 0 for phase in config.list_phases(len(sources)))
+    ]
+    labels = {label for source in drawn for sample in source.part("train") for label in sample.record.labels}
+    heads = {"fgbg"} | (labels & {"finger", "direction"})
+    if init is not None and init.with_suffix(".json").is_file():
+        heads |= set(read_fact(init.with_suffix(".json"), WeightsFacts).heads_trained)
+    return tuple(head for head in ("fgbg", "finger", "direction") if head in heads)
+
+
+def _sum_up(sources: list[ImageSet]) -> ImageSet:
+    """One entry for several data sets."""
+    if len(sources) == 1:
+        return sources[0]
+    digest = hashlib.sha256("\n".join(s.sha256 for s in sources).encode()).hexdigest()
+    return ImageSet(
+        name=" + ".join(s.name for s in sources),
+        sha256=digest,
+        count=sum(s.count for s in sources),
+        synthetic=all(s.synthetic for s in sources),
+    )
+
+
 def _describe(
-    order: TrainOrder, config: TrainConfig, variants: list[Variant], dataset: Dataset, weights: Path
+    order: TrainOrder, config: TrainConfig, variants: list[Variant], sources: list[Dataset], weights: Path
 ) -> WeightsFacts:
     from benchmark.accuracy import evaluate_accuracy
     from nailcore.measure import describe_machine, find_versions
     from nailcore.nets import load_network
     from nailcore.storage import hash_file
+    from nailcore.train import FREE_SETTINGS
 
     # Facts of an earlier training would contradict the weights that were just written.
     weights.with_suffix(".json").unlink(missing_ok=True)
     first = variants[0]
-    accuracy = [
-        evaluate_accuracy(variant, weights, dataset, "held-out", order.out / "overlays" / variant.name)
-        for variant in variants
-    ]
+    init = find_init(order.init)
+    measured: dict[bool, list[AccuracyResult]] = {False: [], True: []}
+    for number, source in enumerate(sources):
+        folder = order.out / "overlays" / (f"{number}" if len(sources) > 1 else "")
+        for variant in variants:
+            result = evaluate_accuracy(variant, weights, source, "held-out", folder / variant.name)
+            measured[source.card.synthetic].append(result)
     network = load_network(first, weights)
+    trained_on = [source.describe("train") for source in sources]
     return WeightsFacts(
         weights=first.weights,
         sha256=hash_file(weights),
@@ -149,27 +362,44 @@ def _describe(
         encoder_layers=first.encoder_layers,
         fusion_width=first.fusion_width,
         parameters=sum(p.numel() for p in network.parameters()),
-        heads_trained=("fgbg",),
-        trained_on=dataset.describe("train"),
-        init=order.init.name if order.init else "random",
-        init_sha256=hash_file(order.init) if order.init else "",
-        command=_command(order),
-        config=config.model_dump(mode="json", exclude={"threads", "checkpoint_every"}),
+        heads_trained=find_trained_heads(config, sources, init),
+        trained_on=_sum_up(trained_on),
+        init=init.name if init else "random",
+        init_sha256=hash_file(init) if init else "",
+        command=_command(order, config),
+        config=config.model_dump(mode="json", exclude=set(FREE_SETTINGS)),
         versions=find_versions(TOOLS),
         machine=describe_machine(),
-        accuracy=accuracy,
+        # Rendered images stand apart; where there are no photographs, they are all there is.
+        accuracy=measured[False] or measured[True],
+        sources=trained_on,
+        accuracy_synthetic=measured[True] if measured[False] else [],
     )
 
 
-def _command(order: TrainOrder) -> str:
+def _command(order: TrainOrder, config: TrainConfig) -> str:
     """The command again, with folders of this machine reduced to their names."""
-    arguments = ["train", "--data", str(order.data), "--depth", str(order.depth)]
+    arguments = ["train"]
+    for text in order.data:
+        folder, share = parse_data(text)
+        arguments += ["--data", str(folder)]
+        if share != 1:
+            arguments[-1] += f":{share:g}"
+    for text in order.phases:
+        arguments += ["--phase", text]
+    arguments += ["--depth", str(order.depth)]
     if order.init is not None:
         arguments += ["--init", str(order.init)]
-    flags = {"steps": "--steps", "batch": "--batch", "crop_px": "--crop", "seed": "--seed"}
-    for key, flag in flags.items():
-        arguments += [flag, str(order.settings[key])]
-    return shorten_command(arguments)
+    if order.input_px:
+        arguments += ["--input-px", str(order.input_px)]
+    defaults = type(config)(steps=config.steps)
+    for key, flag in SETTING_FLAGS.items():
+        value = getattr(config, key)
+        always = key in ("batch", "crop_px", "seed") or (key == "steps" and not order.phases)
+        if always or (key != "steps" and value != getattr(defaults, key)):
+            arguments += [flag, str(value)]
+    fold = f" --fold {order.fold}" if order.fold else ""  # 1/5 is no path
+    return shorten_command(arguments) + fold
 
 
 def _headline(accuracy: list[AccuracyResult]) -> float:

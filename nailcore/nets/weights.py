@@ -25,14 +25,27 @@ def load_weights(variant: Variant, path: Path) -> Cascade:
     Raises:
         WeightsError: missing, damaged, or of another network (naming the differing layers).
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise WeightsError(
             f"{path}: no weights file for {variant.name}.",
             hint="Train one with `nailtool train`, or restore model_zoo/weights from the repository.",
         )
+    state = read_state(path)
+    network = build_cascade(variant)
+    check_state(network, state, path)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file by layer.
+
+    Raises:
+        WeightsError: missing, damaged, or not the file its facts describe.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         state = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -41,10 +54,7 @@ def load_weights(variant: Variant, path: Path) -> Cascade:
             hint="The file is damaged: restore it from the repository or train again.",
         ) from error
     check_recorded_hash(path)
-    network = build_cascade(variant)
-    check_state(network, state, path)
-    network.load_state_dict(state)
-    return network.eval()
+    return dict(state)
 
 
 def check_recorded_hash(path: Path) -> None:

@@ -14,42 +14,95 @@ from nailtool.terminal import Terminal, format_interval
 if TYPE_CHECKING:
     from nailcore.facts import WeightsFacts
 
-DATA_HELP = "Data folder with a written split; its train part is learnt, its held-out part measured."
-INIT_HELP = "MobileNetV2 1.00 weights (.npz, Keras layer names); without it, random initialisation."
+DATA_HELP = (
+    "Data folder with a written split, or FOLDER:SHARE; repeat it to mix. Train parts are learnt, "
+    "held-out parts measured."
+)
+PHASE_HELP = "STEPS:SHARE,SHARE with one share per --data; repeat it for phases. Replaces --steps."
+INIT_HELP = (
+    "MobileNetV2 1.00 (.npz, Keras layer names) for the encoders, or trained weights: a .safetensors "
+    "file or a shipped name such as nail55. Without it, random initialisation."
+)
 SHIP_HELP = "Put the result into model_zoo/weights if it beats what lies there (nail IoU, largest input)."
+INPUT_HELP = "Fine-tune for one input size; writes nail55-288 and the like. 0: for all sizes of the depth."
+FOLD_HELP = "k/n, such as 1/5: hold out one of n folds of the photographs; groups stay whole."
+MINUTES_HELP = "Stop with a checkpoint after so many minutes; the same command goes on. 0: no limit."
+FROZEN_HELP = "Encoder stages kept as initialised, with --init."
 
 
 @guarded
 def train(
     *,
-    data: Annotated[Path, typer.Option("--data", help=DATA_HELP)],
+    data: Annotated[list[str], typer.Option("--data", metavar="FOLDER[:SHARE]", help=DATA_HELP)],
+    phase: Annotated[
+        list[str] | None, typer.Option("--phase", metavar="STEPS:SHARES", help=PHASE_HELP)
+    ] = None,
     depth: Annotated[int, typer.Option("--depth", help="Encoder layers: 55 or 43.")] = 55,
-    init: Annotated[Path | None, typer.Option("--init", help=INIT_HELP)] = None,
+    init: Annotated[str | None, typer.Option("--init", metavar="FILE|NAME", help=INIT_HELP)] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for checkpoint, weights, card.")] = Path("runs"),
     steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")] = 3400,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Crops per step.")] = 8,
     crop: Annotated[int, typer.Option("--crop", help="Crop side in px, a multiple of 32.")] = 320,
+    input_px: Annotated[int, typer.Option("--input-px", help=INPUT_HELP)] = 0,
+    fold: Annotated[str, typer.Option("--fold", metavar="K/N", help=FOLD_HELP)] = "",
+    mask_loss: Annotated[str, typer.Option("--mask-loss", help="lmp, weighted (20 ×) or plain.")] = "lmp",
+    direction_loss: Annotated[str, typer.Option("--direction-loss", help="l2, l1 or huber.")] = "l2",
+    plain_steps: Annotated[
+        int, typer.Option("--plain-steps", min=0, help="Cross-entropy + Dice before the mask loss.")
+    ] = 0,
+    frozen_stages: Annotated[int, typer.Option("--frozen-stages", min=0, help=FROZEN_HELP)] = 3,
+    lr_encoder: Annotated[float, typer.Option("--lr-encoder", help="Peak learning rate.")] = 5e-4,
+    lr_decoder: Annotated[float, typer.Option("--lr-decoder", help="Peak learning rate.")] = 2e-3,
+    precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")] = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Decides crops and initialisation.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as torch likes.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that make crops.")] = 0,
+    max_minutes: Annotated[float, typer.Option("--max-minutes", min=0, help=MINUTES_HELP)] = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log below OUT/tensorboard.")] = False,
     ship: Annotated[bool, typer.Option("--ship", help=SHIP_HELP)] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train one depth on photographs; interrupted, the same command resumes.
+    """Train one depth on photographs and rendered hands; interrupted, the same command resumes.
 
-    Example: nailtool train --data photos --init mobilenet.npz --depth 43 --out runs/nail43
+    Examples: nailtool train --data photos --init mobilenet.npz --depth 43 --out runs/nail43
+
+    nailtool train --data hands --data photos --phase 4000:1,0 --phase 4000:0.4,0.6 --init mobilenet.npz
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     from nailtool.training import TrainOrder, ship_weights, train_depth
 
     order = TrainOrder(
-        data=data,
+        data=tuple(data),
         depth=depth,
         init=init,
         out=out,
-        settings={"steps": steps, "batch": batch, "crop_px": crop, "seed": seed, "threads": threads},
+        phases=tuple(phase or ()),
+        input_px=input_px,
+        fold=fold,
+        max_minutes=max_minutes,
+        tensorboard=tensorboard,
+        settings={
+            "steps": steps,
+            "batch": batch,
+            "crop_px": crop,
+            "seed": seed,
+            "threads": threads,
+            "workers": workers,
+            "mask_loss": mask_loss,
+            "direction_loss": direction_loss,
+            "plain_steps": plain_steps,
+            "frozen_stages": frozen_stages,
+            "lr_encoder": lr_encoder,
+            "lr_decoder": lr_decoder,
+            "precision": precision,
+        },
     )
     facts = train_depth(order, terminal.console() if not quiet else None)
+    if facts is None:
+        terminal.show(f"Stopped with a checkpoint in {out}; the same command goes on.")
+        terminal.emit({"weights": None, "shipped": ""})
+        return
     _show(terminal, facts)
     shipped = ""
     if ship:
@@ -68,6 +121,6 @@ def _show(terminal: Terminal, facts: WeightsFacts) -> None:
                 *map(format_interval, (a.miou, a.nail_iou, a.boundary_f)),
                 f"{a.images.count} {'synthetic' if a.images.synthetic else 'photographs'}",
             )
-            for a in facts.accuracy
+            for a in (*facts.accuracy, *facts.accuracy_synthetic)
         ),
     )

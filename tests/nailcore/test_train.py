@@ -1,19 +1,23 @@
-"""Training: crops are a pure function of seed and step, and a killed run resumes exactly."""
+"""Training: batches are a function of seed and step, a killed run resumes exactly, faults stop it cleanly."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from nailcore.data.augment import AugmentConfig, draw_crop, repaint_nails
+from nailcore.checkpoint import TrainState, save_checkpoint
 from nailcore.data.folder import Dataset, open_dataset
-from nailcore.errors import NailtoolError, WeightsError
-from nailcore.train import Photos, StepReport, TrainConfig, learning_rate_factor, run_training
+from nailcore.data.mixing import Batch, Phase
+from nailcore.errors import MissingToolError, NailtoolError, WeightsError
+from nailcore.train import StepReport, TrainConfig, choose_precision, learning_rate_factor, run_training
 from nailcore.variant import Variant
 
 TINY = Variant(
@@ -40,48 +44,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_dataset(root)
 
 
-def test_batches_depend_on_seed_and_step_alone(dataset: Dataset) -> None:
-    photos, augment = Photos(dataset), AugmentConfig(crop_px=64)
-    x, m = photos.draw_batch(3, CONFIG, augment)
-    again = photos.draw_batch(3, CONFIG, augment)
-    assert (x == again[0]).all() and (m == again[1]).all()
-    assert not (x == photos.draw_batch(4, CONFIG, augment)[0]).all()
-    assert x.shape == (2, 3, 64, 64) and m.shape == (2, 64, 64)
-    assert bool(((m == 0) | (m == 1)).all()) and 0 <= float(x.min()) <= float(x.max()) <= 255
-
-
-def test_held_out_photos_are_never_drawn(dataset: Dataset) -> None:
-    assert len(Photos(dataset).pairs) == 2
-
-
-def test_crop_moves_image_and_mask_together() -> None:
-    """The painted ellipse must stay where the mask says, whatever the affine and the colours did."""
-    mask = np.zeros((200, 300), np.uint8)
-    cv2.ellipse(mask, (150, 100), (30, 50), 10, 0, 360, 1, -1)
-    image = np.full((200, 300, 3), 40, np.uint8)
-    image[mask > 0] = 220
-    agreements = []
-    for seed in range(12):
-        crop, found = draw_crop(
-            image, mask, AugmentConfig(crop_px=96, repaint=0), np.random.default_rng(seed)
-        )
-        if 100 < found.sum() < 9000:
-            grey = crop.astype(np.float32).mean(2)
-            bright = grey > (grey[found > 0].mean() + grey[found == 0].mean()) / 2
-            agreements.append((bright & (found > 0)).sum() / found.sum())
-    assert len(agreements) >= 6 and min(agreements) > 0.85
-
-
-def test_repainting_touches_the_nails_alone() -> None:
-    rng = np.random.default_rng(0)
-    mask = np.zeros((80, 80), np.uint8)
-    mask[30:50, 30:50] = 1
-    image = rng.integers(60, 200, (80, 80, 3)).astype(np.uint8)
-    painted = repaint_nails(image, mask, rng)
-    away = cv2.dilate(mask, np.ones((9, 9), np.uint8)) == 0
-    assert (painted[away] == image[away]).all() and (painted[mask > 0] != image[mask > 0]).any()
-
-
 def test_learning_rate_warms_up_then_falls() -> None:
     config = TrainConfig(steps=100, warmup_steps=10)
     factors = [learning_rate_factor(step, config) for step in range(100)]
@@ -90,39 +52,135 @@ def test_learning_rate_warms_up_then_falls() -> None:
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(dataset: Dataset, tmp_path: Path) -> None:
-    whole = run_training(TINY, dataset, CONFIG, tmp_path / "whole", init=None)
+    whole = run_training(TINY, [dataset], CONFIG, tmp_path / "whole", init=None)
 
     def stop(report: StepReport) -> None:
         if report.step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_training(TINY, dataset, CONFIG, tmp_path / "cut", init=None, report=stop)
+        run_training(TINY, [dataset], CONFIG, tmp_path / "cut", init=None, report=stop)
     seen: list[int] = []
     resumed = run_training(
-        TINY, dataset, CONFIG, tmp_path / "cut", init=None, report=lambda r: seen.append(r.step)
+        TINY, [dataset], CONFIG, tmp_path / "cut", init=None, report=lambda r: seen.append(r.step)
     )
     assert seen[0] == 3  # steps 1 and 2 were kept; 3 was cut before its checkpoint
+    assert resumed is not None and whole is not None
     assert resumed.read_bytes() == whole.read_bytes()
+    assert {p.name for p in (tmp_path / "cut").iterdir()} == {"checkpoint.pt", "tiny.safetensors"}
 
 
 def test_damaged_and_foreign_checkpoints_are_named_and_kept(dataset: Dataset, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"steps": 1})
-    run_training(TINY, dataset, config, tmp_path, init=None)
+    run_training(TINY, [dataset], config, tmp_path, init=None)
     checkpoint = tmp_path / "checkpoint.pt"
     other = config.model_copy(update={"seed": 1, "lr_decoder": 1e-3})
-    with pytest.raises(WeightsError, match="these differ: config"):
-        run_training(TINY, dataset, other, tmp_path, init=None)
+    with pytest.raises(WeightsError, match=r"these differ: config\.lr_decoder, config\.seed"):
+        run_training(TINY, [dataset], other, tmp_path, init=None)
     damaged = checkpoint.read_bytes()[:200]
     checkpoint.write_bytes(damaged)
     with pytest.raises(WeightsError, match=r"checkpoint\.pt: not a readable checkpoint"):
-        run_training(TINY, dataset, config, tmp_path, init=None)
+        run_training(TINY, [dataset], config, tmp_path, init=None)
     assert checkpoint.read_bytes() == damaged
 
 
-def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_other_depth_says_which_layers_differ(dataset: Dataset, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"steps": 1})
+    run_training(TINY, [dataset], config, tmp_path, init=None)
+    deep = TINY.model_copy(update={"encoder_layers": 55, "name": "nail55-64"})
+    with pytest.raises(WeightsError, match=r"layers missing \(first: low\.stage7"):
+        run_training(deep, [dataset], config, tmp_path, init=None)
+    with pytest.raises(WeightsError, match=r"layers missing \(first: low\.stage7"):
+        run_training(deep, [dataset], config, tmp_path / "b", init=tmp_path / "tiny.safetensors")
+
+
+def test_diverging_stops_and_keeps_the_last_good_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"lr_encoder": 1e30, "lr_decoder": 1e30, "steps": 30})
-    with pytest.raises(NailtoolError, match=r"loss became .* at step \d+"):
-        run_training(TINY, dataset, config, tmp_path, init=None)
-    assert (tmp_path / "checkpoint.pt").exists()
+    with pytest.raises(NailtoolError, match=r"(became|weights hold) .*"):
+        run_training(TINY, [dataset], config, tmp_path, init=None)
     assert not (tmp_path / "tiny.safetensors").exists()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]
+    assert all(bool(torch.isfinite(t).all()) for t in state.values())
+
+
+def test_broken_weights_never_replace_a_checkpoint(tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 2)
+    state = TrainState(network, network, torch.optim.SGD(network.parameters(), lr=1.0), 7)
+    (tmp_path / "checkpoint.pt").write_bytes(b"good")
+    with torch.no_grad():
+        network.bias[0] = float("inf")
+    with pytest.raises(NailtoolError, match=r"step 7 the weights hold NaN or infinite values \(bias\)"):
+        save_checkpoint(tmp_path / "checkpoint.pt", state, {})
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"good"
+
+
+def test_a_nan_in_the_loss_names_step_and_batch(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nailcore import train
+
+    real, calls = train._Pipeline.prepare, itertools.count()
+
+    def spoil(self: train._Pipeline, batch: Batch) -> tuple[torch.Tensor, dict[int, object]]:
+        x, targets = real(self, batch)
+        return (x * float("nan") if next(calls) == 2 else x), targets
+
+    monkeypatch.setattr(train._Pipeline, "prepare", spoil)
+    with pytest.raises(NailtoolError, match=r"loss became nan at step 2 \(batch 2, seed 0\)"):
+        run_training(TINY, [dataset], CONFIG, tmp_path, init=None)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIG.model_copy(update={"steps": 3})
+    run_training(TINY, [dataset], config.model_copy(update={"steps": 3}), tmp_path / "good", init=None)
+    real: Callable[[Path, bytes], int] = Path.write_bytes
+    written: list[str] = []
+
+    def write(path: Path, data: bytes) -> int:
+        if path.name == "checkpoint.pt":
+            written.append(path.name)
+            if len(written) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(MissingToolError, match="No space left"):
+        run_training(TINY, [dataset], config, tmp_path, init=None)
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
+    again = run_training(TINY, [dataset], config, tmp_path, init=None)
+    assert again is not None
+    assert again.read_bytes() == (tmp_path / "good" / "tiny.safetensors").read_bytes()
+
+
+def test_stopping_by_the_clock_keeps_a_checkpoint_and_the_average_so_far(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"checkpoint_every": 100})
+    assert run_training(TINY, [dataset], config, tmp_path, init=None, max_minutes=1e-9) is None
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "tiny.partial.safetensors"}
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
+    assert run_training(TINY, [dataset], config, tmp_path, init=None) == tmp_path / "tiny.safetensors"
+
+
+def test_workers_make_the_same_batches(dataset: Dataset, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"steps": 2})
+    alone = run_training(TINY, [dataset], config, tmp_path / "a", init=None)
+    helped = run_training(
+        TINY, [dataset], config.model_copy(update={"workers": 1}), tmp_path / "b", init=None
+    )
+    assert alone is not None and helped is not None
+    assert alone.read_bytes() == helped.read_bytes()
+
+
+def test_phases_must_add_up(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="sum over the phases, 3"):
+        TrainConfig(steps=4, phases=(Phase(steps=3, shares=(1.0,)),))
+
+
+def test_precision_is_chosen_by_the_hardware() -> None:
+    assert choose_precision("fp32") == "32-true" and choose_precision("bf16") == "bf16-mixed"
+    assert choose_precision("auto") in ("32-true", "bf16-mixed")
