@@ -17,6 +17,7 @@ from quantize import Recipe, find_recipe
 
 LIMITS_FILE = Path(__file__).parent / "limits.toml"
 NOT_JUDGED = "off"  # TOML has no null
+OTHERS = "gates."  # tables of gates, which have figures of their own and read them themselves
 
 
 def name_precision(recipe: Recipe) -> str:
@@ -37,6 +38,8 @@ def load_tables(path: Path = LIMITS_FILE) -> dict[str, dict[str, Any]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise NailtoolError(f"{path.name}: not valid TOML: {error}") from error
     for name, table in tables.items():
+        if name.startswith(OTHERS):
+            continue
         if not isinstance(table, dict) or not str(table.get("reason", "")).strip():
             raise NailtoolError(
                 f"{path.name}: [{name!r}] gives no reason.", hint="Say in `reason` why these limits."

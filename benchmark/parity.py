@@ -292,7 +292,8 @@ def _describe(case: _Case, verdict: _Verdict, images: ImageSet, weights_sha256: 
         direction_error_p90_deg=c.direction_error_p90_deg if c else None,
         heads_trained=case.heads_trained,
         engine=case.engine.name,
-        software_gpu=case.engine.software_gpu,
+        # An engine that may fall back to a GPU played by the CPU says what it got.
+        software_gpu=case.engine.software_gpu and verdict.settings.get("software gpu") != "no",
         settings=verdict.settings,
         worst_images=verdict.worst_images,
         gates=verdict.gates,

@@ -42,7 +42,7 @@ class BrowserEngine:
 
 def _gpu(name: str) -> Engine:
     # Whether the GPU is played by the CPU is seen at run time; parity asks for numbers, never for speed.
-    return Engine(name, software_gpu=True, image_limit=GPU_IMAGE_LIMIT)
+    return Engine(name, default=False, software_gpu=True, image_limit=GPU_IMAGE_LIMIT)
 
 
 _LIST = (
@@ -61,7 +61,7 @@ _LIST = (
         _gpu("chromium-webgpu"), "webgpu", lambda: chromium.borrow_session(gpu=True), chromium.find_browser
     ),
     BrowserEngine(
-        Engine("firefox-wasm"), "wasm", firefox.borrow_session, lambda: firefox.check_tools(gpu=False)
+        Engine("firefox-wasm", default=False), "wasm", firefox.borrow_session, lambda: firefox.check_tools(gpu=False)
     ),
     BrowserEngine(
         _gpu("firefox-webgl"),
@@ -69,7 +69,7 @@ _LIST = (
         lambda: firefox.borrow_session(gpu=True),
         lambda: firefox.check_tools(gpu=True),
     ),
-    BrowserEngine(Engine("webkit-wasm"), "wasm", webkit.borrow_session, webkit.check_tools),
+    BrowserEngine(Engine("webkit-wasm", default=False), "wasm", webkit.borrow_session, webkit.check_tools),
     BrowserEngine(_gpu("webkit-webgl"), "webgl", webkit.borrow_session, webkit.check_tools),
 )
 BROWSER_ENGINES = {spec.engine.name: spec for spec in _LIST}

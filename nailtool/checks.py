@@ -63,7 +63,7 @@ def plan_checks(
     for check in checks:
         sibling = plan.find_sibling(check.unit)
         there = sibling is not None and (sibling.name in coming or sibling.manifest.exists())
-        place = describe_place(check.engine)
+        place = describe_place(plan.find_target(check.unit.kind), check.engine)
         stages.append(plan.parity_stage(check.unit, data, check.engine, place, sibling if there else None))
     return stages
 

@@ -10,18 +10,24 @@ from functools import cache
 from pathlib import Path
 
 from nailcore.errors import MissingToolError
-from nailcore.runtime import Engine
+from nailcore.runtime import Engine, Target
 from nailtool.sources import find_module
 
 VERSION_TIMEOUT_S = 20.0
 
 
-def describe_place(engine: Engine) -> dict[str, str]:
-    """The browser an engine needs and its version; empty for engines that are Python libraries.
+def describe_place(target: Target, engine: Engine) -> dict[str, str]:
+    """The browser an engine needs, its version, and what is in its way; empty where there is neither.
 
     An engine called ``<browser>-<backend>`` is driven by the module ``deploy.<browser>``, whose
-    ``find_browser`` gives the executable.
+    ``find_browser`` gives the executable. A target may say what an engine lacks by ``find_obstacle``.
     """
+    find_obstacle = getattr(target, "find_obstacle", None)
+    obstacle = find_obstacle(engine.name) if find_obstacle is not None else None
+    return _find_browser(engine) | ({"obstacle": obstacle.reason} if obstacle else {})
+
+
+def _find_browser(engine: Engine) -> dict[str, str]:
     browser, _, backend = engine.name.partition("-")
     module = f"deploy.{browser}"
     if not backend or find_module(module) is None:

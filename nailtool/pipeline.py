@@ -289,7 +289,7 @@ def _describe_place(order: Order, units: Sequence[Unit]) -> dict[str, str]:
     """What a latency depends on beside the files: the machine, and what runs them where it is no library."""
     plan, place = order.plan, _describe_machine()
     for kind in dict.fromkeys(unit.kind for unit in units):
-        place |= describe_place(plan.list_engines(kind)[0])
+        place |= describe_place(plan.find_target(kind), plan.list_engines(kind)[0])
     return place
 
 

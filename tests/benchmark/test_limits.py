@@ -110,5 +110,5 @@ def test_everything_that_is_built_has_limits_in_every_engine_with_the_mask_judge
     for name in load_tables():
         left, _, place = name.partition("@")
         kind, _, rest = left.partition(".")
-        assert kind in (*TARGETS, "precision", "stage") and (not place or place in engines), name
-        assert kind in ("precision", "stage") or not rest or rest in recipes, f"{name}: no such recipe"
+        assert kind in (*TARGETS, "precision", "stage", "gates") and (not place or place in engines), name
+        assert kind in ("precision", "stage", "gates") or not rest or rest in recipes, f"{name}: no such recipe"

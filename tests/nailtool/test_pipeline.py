@@ -12,6 +12,7 @@ import pytest
 
 from nailcore.artifact import open_artifact
 from nailcore.errors import ConversionError, MissingToolError, UnknownNameError, WeightsError
+from nailcore.facts import Skipped
 from nailcore.runtime import Engine
 from nailtool import executors, inputs, lock
 from nailtool.checks import list_checks, plan_checks
@@ -197,18 +198,24 @@ def test_a_verdict_depends_on_the_browser_and_on_how_many_images_an_engine_sees(
     order = make_order(tmp_path)
     run(order)
     plan, unit = order.plan, all_units(order)[0]
+    target = plan.find_target(unit.kind)
 
     def state(engine: Engine) -> dict[str, object]:
-        stage = plan.parity_stage(unit, plan.data_node(None), engine, executors.describe_place(engine))
+        stage = plan.parity_stage(
+            unit, plan.data_node(None), engine, executors.describe_place(target, engine)
+        )
         return {node.name: node.state() for node in stage.inputs}
 
     monkeypatch.setattr(executors, "_describe_browser", lambda module: f"{module} 1")
-    assert executors.describe_place(Engine("onnxruntime")) == {}
-    assert executors.describe_place(Engine("mil-reference")) == {}
+    assert executors.describe_place(target, Engine("onnxruntime")) == {}
+    assert executors.describe_place(target, Engine("mil-reference")) == {}
     before = state(Engine("chromium-wasm"))
     assert before["browser"] == "deploy.chromium 1"
     monkeypatch.setattr(executors, "_describe_browser", lambda module: f"{module} 2")
     assert state(Engine("chromium-wasm"))["browser"] == "deploy.chromium 2"
+    lacking = Skipped(what="it", reason="no display", remedy="install one")
+    monkeypatch.setattr(target, "find_obstacle", lambda name: lacking, raising=False)
+    assert state(Engine("chromium-wasm"))["obstacle"] == "no display"
     assert state(Engine("chromium-wasm", image_limit=3))["engine"] != before["engine"]
 
 
