@@ -163,6 +163,7 @@ class StageParity(Fact):
     engine: str  # "chromium", "firefox", "webkit", "ios", "mil-reference"
     variant: str
     weights_sha256: str | None  # of the network that tells what the difference does to the mask
+    source_sha256: str | None = None  # of the code or model file that was compared: page bundle, package
     versions: dict[str, str]
     machine: Machine
     images: ImageSet

@@ -132,7 +132,7 @@ def _describe(
     best = int(classes.argmax())
     centroid = (float(columns.mean()), float(rows.mean()))
     mean = mean_direction(direction[0, rows, columns], direction[1, rows, columns], weights)
-    base, tip = _extents(rows, columns, centroid, mean) if mean else (None, None)
+    base, tip = find_extents(rows, columns, centroid, mean) if mean else (None, None)
     left, top = int(columns.min()), int(rows.min())
     return Nail(
         area=len(rows),
@@ -150,16 +150,17 @@ def _describe(
     )
 
 
-def softmax(logits: npt.NDArray[np.floating]) -> F64:
+def softmax(logits: F32 | F64) -> F64:
     """Softmax over the first axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=0)
     powers = np.exp(shifted)
     return np.asarray(powers / powers.sum(axis=0))
 
 
-def _extents(
+def find_extents(
     rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], centroid: Point, mean: MeanDirection
 ) -> tuple[Point, Point]:
+    """Base and tip: how far the cells' squares reach against and along a direction, from the centroid."""
     (cx, cy), (dx, dy) = centroid, (mean.x, mean.y)
     along = (columns - cx) * dx + (rows - cy) * dy
     half_cell = (abs(dx) + abs(dy)) / 2  # a unit square's reach along the direction

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating]
+Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 MIN_COHERENCE = 1e-6  # below it the vectors cancel out, and what is left is rounding
 
