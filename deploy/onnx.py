@@ -7,16 +7,19 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from deploy.intake import check_intake
+from deploy.onnx_trace import OnnxTrace
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError, ConversionError
 from nailcore.measure import find_versions, measure_cost
-from nailcore.runtime import Engine, Images, Logits
+from nailcore.runtime import Engine, Images, Layer, Logits
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
 
@@ -27,6 +30,9 @@ PARENT = "weights"
 OPSET = 18  # the exporter was written for it: asks for 17 stay at 18 without a word
 INPUT_NAME = "image"
 TOOLS = ("torch", "onnx", "onnxscript", "onnxsim")
+FAMILY = "torch"  # torch and tensorflow never share a process
+RUNTIME_TOOLS = ("onnxruntime",)
+RESOURCES: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -153,7 +159,16 @@ class OnnxRunner:
                 f"{path}: onnxruntime cannot open it: {error}",
                 hint="Run `nailtool build-variants`; it will be made again.",
             ) from error
+        present = [output.name for output in self.session.get_outputs()]
+        if lacking := sorted(set(artifact.output_names.values()) - set(present)):
+            raise ArtifactError(
+                f"{path}: no output {', '.join(lacking)}; the model has {', '.join(present)}.",
+                hint="Run `nailtool build-variants`; it will be made again.",
+            )
         self.artifact = artifact
+        self._path = path
+        self._options = options
+        self._graph: OnnxTrace | None = None
         self.runtime = f"onnxruntime CPU, {threads} thread{'s' if threads > 1 else ''}"
         self.versions = find_versions(("onnxruntime",))
         self.settings = {"threads": str(threads), "spinning": "off", "provider": "CPU"}
@@ -165,10 +180,35 @@ class OnnxRunner:
         batches: dict[str, list[Any]] = {name: [] for name in ours}
         for image in images:
             feed = np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
-            values = self.session.run(theirs, {self.artifact.input_name: feed})
+            try:
+                values = self.session.run(theirs, {self.artifact.input_name: feed})
+            except Exception as error:  # onnxruntime raises many unrelated types
+                raise ArtifactError(
+                    f"{self.artifact.file}: onnxruntime cannot execute it on a {image.shape[1]}×"
+                    f"{image.shape[0]} image: {error}",
+                    hint="Run `nailtool build-variants`; it will be made again.",
+                ) from error
             for name, value in zip(ours, values, strict=True):
                 batches[name].append(value)
         return {name: np.concatenate(parts) for name, parts in batches.items()}
+
+    @property
+    def _trace(self) -> OnnxTrace:
+        if self._graph is None:  # read only when someone looks inside
+            self._graph = OnnxTrace(self.artifact, self._path, self._options)
+        return self._graph
+
+    def list_layers(self) -> list[Layer]:
+        """See :class:`nailcore.runtime.Tracer`."""
+        return self._trace.list_layers()
+
+    def trace(self, image: npt.NDArray[np.uint8], names: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """See :class:`nailcore.runtime.Tracer`."""
+        return self._trace.trace(image, names)
+
+    def read_weight(self, name: str) -> npt.NDArray[np.float32] | None:
+        """See :class:`nailcore.runtime.Tracer`."""
+        return self._trace.read_weight(name)
 
     def close(self) -> None:
         """onnxruntime frees its session with the object."""
@@ -177,4 +217,5 @@ class OnnxRunner:
 
 def open_runner(artifact: Artifact, path: Path, engine: str = "") -> OnnxRunner:
     """Execute exactly the bytes at ``path`` with onnxruntime, one thread."""
+    check_intake(KIND, path)
     return OnnxRunner(artifact, path)

@@ -1,0 +1,45 @@
+"""Artefacts that several test modules look at, built once per session; copy before you break one."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import quantize
+from deploy import find_target
+from model_zoo import find_variant, weights_path
+from nailcore.artifact import artifact_path, manifest_path, open_artifact, write_manifest
+
+
+@cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="nailtool-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def build_artifact(variant_name: str, kind: str, recipe_name: str = "fp32") -> Path:
+    """The manifest of a shipped variant's artefact, with those of its parents beside it."""
+    variant, target = find_variant(variant_name), find_target(kind)
+    parent = weights_path(variant)
+    if target.PARENT != "weights":
+        _, parent = open_artifact(build_artifact(variant_name, target.PARENT))
+    path = artifact_path(_folder(), variant_name, recipe_name, target.SUFFIX)
+    recipe = quantize.find_recipe(recipe_name).model_dump(mode="json")
+    return write_manifest(path, target.convert(variant, recipe, parent, path))
+
+
+def copy_artifact(manifest: Path, folder: Path) -> Path:
+    """The artefact's own file or folder, copied into ``folder``; returns the copy."""
+    artifact, path = open_artifact(manifest)
+    copy = folder / artifact.file
+    if path.is_dir():
+        shutil.copytree(path, copy)
+    else:
+        shutil.copyfile(path, copy)
+    shutil.copyfile(manifest, manifest_path(copy))
+    return copy
