@@ -159,12 +159,7 @@ class OnnxRunner:
                 f"{path}: onnxruntime cannot open it: {error}",
                 hint="Run `nailtool build-variants`; it will be made again.",
             ) from error
-        present = [output.name for output in self.session.get_outputs()]
-        if lacking := sorted(set(artifact.output_names.values()) - set(present)):
-            raise ArtifactError(
-                f"{path}: no output {', '.join(lacking)}; the model has {', '.join(present)}.",
-                hint="Run `nailtool build-variants`; it will be made again.",
-            )
+        self._check_outputs(artifact, path)
         self.artifact = artifact
         self._path = path
         self._options = options
@@ -172,6 +167,20 @@ class OnnxRunner:
         self.runtime = f"onnxruntime CPU, {threads} thread{'s' if threads > 1 else ''}"
         self.versions = find_versions(("onnxruntime",))
         self.settings = {"threads": str(threads), "spinning": "off", "provider": "CPU"}
+
+    def _check_outputs(self, artifact: Artifact, path: Path) -> None:
+        present = {output.name: list(output.shape or ()) for output in self.session.get_outputs()}
+        hint = "Run `nailtool build-variants`; it will be made again."
+        for name in artifact.output_names.values():
+            if name not in present:
+                raise ArtifactError(
+                    f"{path}: no output {name}; the model has {', '.join(present)}.", hint=hint
+                )
+            if len(present[name]) != 4:
+                raise ArtifactError(
+                    f"{path}: output {name} has shape {present[name]}; expected a map (1, C, h, w).",
+                    hint=hint,
+                )
 
     def run(self, images: Images) -> Logits:
         """(N, H, W, 3) uint8 RGB -> our names -> (N, C, h, w); the graph's batch is one."""

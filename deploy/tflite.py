@@ -260,6 +260,7 @@ class TfliteRunner:
                 self.session = LitertSession(self._data, engine, threads=threads)
         except (ValueError, RuntimeError) as error:
             raise ArtifactError(f"{path}: LiteRT cannot open it: {error}", hint=_INPUT_HINT) from error
+        self._check_outputs(path)
         kernels = "reference kernels" if engine == "litert-reference" else "XNNPACK"
         self.runtime = f"LiteRT CPU, {kernels}, {threads} thread{'s' if threads > 1 else ''}"
         self.versions = find_versions(RUNTIME_TOOLS)
@@ -268,6 +269,15 @@ class TfliteRunner:
             "kernels": kernels,
             "delegated groups": str(self.session.count_delegated()),
         }
+
+    def _check_outputs(self, path: Path) -> None:
+        shapes = self.session.output_shapes
+        for ours, theirs in self.artifact.output_names.items():
+            if len(shapes[theirs]) != 4:
+                raise ArtifactError(
+                    f"{path}: output {ours} has shape {list(shapes[theirs])}; expected a map (1, h, w, C).",
+                    hint=_INPUT_HINT,
+                )
 
     def run(self, images: Images) -> Logits:
         """(N, H, W, 3) uint8 RGB -> our names -> (N, C, h, w); the graph's batch is one."""

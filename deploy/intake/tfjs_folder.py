@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,13 @@ MODEL_FILE = "model.json"
 MAX_NODES = 100_000
 MAX_STRIDE = 1024
 _BYTES = {"float32": 4, "int32": 4, "bool": 1, "uint8": 1, "complex64": 8}
+_CONVOLUTIONS = (
+    "Conv2D",
+    "_FusedConv2D",
+    "FusedConv2D",
+    "DepthwiseConv2dNative",
+    "FusedDepthwiseConv2dNative",
+)
 _QUANTIZED_BYTES = {"float16": 2, "uint8": 1, "uint16": 2}
 
 
@@ -123,7 +132,7 @@ def _check_graph(
     if not 0 < len(nodes) <= MAX_NODES:
         raise _LieError(f"has {len(nodes)} nodes; expected 1 to {MAX_NODES:,}")
     sources: dict[str, list[str]] = {}
-    constants: set[str] = set()
+    ops: dict[str, str] = {}
     for node in nodes:
         name, op = _get(node, "name", str), _get(node, "op", str)
         if name in sources:
@@ -131,18 +140,34 @@ def _check_graph(
         inputs = node.get("input", [])
         if not isinstance(inputs, list) or not all(isinstance(i, str) and i for i in inputs):
             raise _LieError(f"node {name!r} has inputs that are no names")
-        sources[name] = [one.removeprefix("^").partition(":")[0] for one in inputs]
+        sources[name], ops[name] = [one.removeprefix("^").partition(":")[0] for one in inputs], op
         attributes = node.get("attr", {})
         if not isinstance(attributes, dict):
             raise _LieError(f"node {name!r} has attributes that are no object")
         _check_attributes(file, name, attributes)
         if op == "Const":
             _check_constant(name, attributes, weights)
-            constants.add(name)
-    if strangers := sorted(set(weights) - constants):
+    if strangers := sorted(name for name in weights if ops.get(name) != "Const"):
         raise _LieError(f"stores weight {strangers[0]!r}, which no node reads")
     _check_order(sources)
+    _check_kernels(sources, ops, weights)
     _check_signature(document, sources)
+
+
+def _check_kernels(
+    sources: dict[str, list[str]], ops: dict[str, str], weights: dict[str, tuple[int, ...]]
+) -> None:
+    """Every convolution has a kernel of four sides, and every alias something it stands for."""
+    for name, op in ops.items():
+        if op == "Identity" and not sources[name]:
+            raise _LieError(f"node {name!r} stands for nothing")
+        if op not in _CONVOLUTIONS:
+            continue
+        kernel = sources[name][1] if len(sources[name]) > 1 else name
+        while ops[kernel] == "Identity":
+            kernel = sources[kernel][0]
+        if len(weights.get(kernel, ())) != 4:
+            raise _LieError(f"convolution {name!r} has no kernel of four sides")
 
 
 def _check_constant(name: str, attributes: dict[str, Any], weights: dict[str, tuple[int, ...]]) -> None:
@@ -176,8 +201,43 @@ def _read_number(value: Any, what: str) -> int:
     return int(text)
 
 
+def _read_text(value: Any, what: str) -> None:
+    try:
+        base64.b64decode(value)
+    except (TypeError, ValueError) as error:
+        raise _LieError(f"{what} is no base64 text") from error
+
+
+def _read_real(value: Any, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _LieError(f"{what}: {str(value)[:40]!r} is no number")
+
+
+def _read_flag(value: Any, what: str) -> None:
+    if not isinstance(value, bool):
+        raise _LieError(f"{what}: {str(value)[:40]!r} is neither true nor false")
+
+
+_SCALARS: dict[str, Callable[[Any, str], object]] = {
+    "s": _read_text,
+    "i": _read_number,
+    "f": _read_real,
+    "b": _read_flag,
+}
+
+
 def _check_attributes(file: Path, name: str, attributes: dict[str, Any]) -> None:
-    """Sizes that a kernel would loop over or divide by."""
+    """Values of the kinds protobuf's JSON has, and sizes that a kernel would loop over or divide by."""
+    for key, value in attributes.items():
+        if not isinstance(value, dict):
+            raise _LieError(f"node {name!r}: attribute {key!r} is no object")
+        items = value.get("list", {})
+        if not isinstance(items, dict) or not all(isinstance(one, list) for one in items.values()):
+            raise _LieError(f"node {name!r}: attribute {key!r} holds no list")
+        scalars = [(kind, value[kind]) for kind in _SCALARS if kind in value]
+        scalars += [(kind, one) for kind, listed in items.items() for one in listed if kind in _SCALARS]
+        for kind, one in scalars:
+            _SCALARS[kind](one, f"node {name!r}: {key}")
     for key in ("strides", "dilations", "ksize", "explicit_paddings"):
         if key not in attributes:
             continue

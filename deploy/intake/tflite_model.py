@@ -145,6 +145,8 @@ def _check_signatures(path: Path, model: Mapping[str, Any], graph: Mapping[str, 
         names = [entry["name"] or "" for entry in entries]
         if len(set(names)) != len(names) or "" in names:
             raise refuse(path, f"names its {side} {names}; expected different names.")
+        if side == "inputs" and len(entries) != 1:
+            raise refuse(path, f"has {len(entries)} inputs; expected one image.")
         for entry in entries:
             index = entry["tensor"] or 0
             if index >= count or index not in (graph[side] or ()):

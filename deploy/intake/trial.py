@@ -22,9 +22,7 @@ TRIAL_MEMORY_BYTES = 4 << 30  # address space; our largest model takes a quarter
 _GRACE_SECONDS = 30.0  # for the server's own start and imports
 _HOME = Path(__file__).resolve().parents[2]
 _lock = threading.Lock()
-_passed: set[tuple[str, str, str]] = (
-    set()
-)  # (kind, engine, SHA-256): no second trial
+_passed: set[tuple[str, str, str]] = set()  # (kind, engine, SHA-256): no second trial
 
 
 class _Server:
