@@ -203,12 +203,12 @@ def run_training(
     report: Callable[[StepReport], None] | None = None,
     max_minutes: float = 0.0,
     build: Callable[[Variant], Cascade] = build_cascade,
-) -> Path | None:
+) -> Path:
     """Train one depth to the end, resuming from ``out/checkpoint.pt`` where there is one.
 
-    Returns the path of ``out/<variant.weights>.safetensors``, the averaged (EMA) weights; None when
-    ``max_minutes`` were over before (0: no limit). ``out/<variant.weights>.partial.safetensors`` then
-    holds the average so far, and the same call goes on.
+    Returns the path of ``out/<variant.weights>.safetensors``, the averaged (EMA) weights; when
+    ``max_minutes`` (0: no limit) were over before, ``out/<variant.weights>.partial.safetensors`` with
+    the average so far (see ``is_partial``): the same call then goes on.
 
     Raises:
         DataError, WeightsError: unusable data, initialisation or checkpoint.
@@ -254,12 +254,17 @@ def run_training(
         if state.step % config.checkpoint_every == 0 or state.step == config.steps or over:
             keep()
         if over and state.step < config.steps:
-            return None
+            return partial
     if fabric.is_global_zero:
         metadata = {"steps": str(state.step), "images_sha256": "+".join(identity["images_sha256"])}
         save_weights(state.average, weights, metadata)
         partial.unlink(missing_ok=True)
     return weights
+
+
+def is_partial(weights: Path) -> bool:
+    """Whether a training stopped before its end and returned what it had."""
+    return weights.name.endswith(PARTIAL)
 
 
 def describe_training(

@@ -175,7 +175,7 @@ def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts | No
         BusyError: another command works in ``order.out``.
         NailtoolError: a setting is impossible, or the loss became NaN.
     """
-    from nailcore.train import CHECKPOINT, PARTIAL, run_training
+    from nailcore.train import CHECKPOINT, PARTIAL, is_partial, run_training
     from nailtool.lock import hold_folder
 
     try:
@@ -210,7 +210,7 @@ def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts | No
                 report=show,
                 max_minutes=order.max_minutes,
             )
-            if weights is None:
+            if is_partial(weights):
                 return None
             bar.progress.update(bar.task, completed=config.steps)  # a finished training takes no step
         facts = _describe(order, config, variants, sources, weights)

@@ -134,11 +134,13 @@ def _draw_matrix(nail_index: Mask, config: AugmentConfig, rng: np.random.Generat
 
 
 def _pick_nail_pixel(nail_index: Mask, rng: np.random.Generator) -> npt.NDArray[np.float64] | None:
-    places = np.flatnonzero(nail_index)
-    if not len(places):
+    import cv2
+
+    found = cv2.findNonZero(nail_index)
+    if found is None or not len(found):
         return None
-    row, column = divmod(int(places[rng.integers(len(places))]), nail_index.shape[1])
-    return np.array([column, row], np.float64)
+    places = np.asarray(found).reshape(-1, 2)  # x, y; OpenCV 4 puts an axis of length 1 between
+    return np.asarray(places[rng.integers(len(places))], np.float64)
 
 
 def tilt(matrix: Matrix, depth: npt.NDArray[np.float64], crop_px: int) -> Matrix:
@@ -179,16 +181,20 @@ def label_crop(
     ``nail_index`` must be 0 outside the photo: a reflected nail has a mask, but its finger and its
     direction would be those of another hand.
     """
+    import cv2
+
     fingers = np.full(256, UNKNOWN_FINGER, np.int8)
     if "finger" in photo.labels:
         for k, nail in enumerate(photo.nails, start=1):
             finger = nail.finger_class
             fingers[k] = MIRRORED_FINGER[finger] if plan.mirrored and finger >= 0 else finger
     directions = direction_table(move_nails(photo.nails, plan), photo.labels)
-    seen = nail_index * (mask == 1)
+    seen = nail_index * mask  # the mask holds 0 and 1
     if "mask" not in photo.labels:
         mask = np.full_like(mask, IGNORE)
-    return mask, fingers[seen], directions[:, seen]
+    # cv2.LUT is ten times as fast as indexing with an array.
+    which = np.asarray(cv2.LUT(seen, fingers.view(np.uint8))).view(np.int8)
+    return mask, which, np.stack([np.asarray(cv2.LUT(seen, axis), np.float32) for axis in directions])
 
 
 # -- pixels ------------------------------------------------------------------------------------------
@@ -258,14 +264,25 @@ def repaint_nails(image: Image, mask: Mask, rng: np.random.Generator) -> Image:
     """Paint the nails in one random polish, keeping their shading (and a soft edge)."""
     import cv2
 
-    soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.8 + image.shape[0] / 1500)[..., None]
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None] / 255
-    mean = float(grey[mask > 0].mean()) if mask.any() else 0.5
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return image
+    sigma = 0.8 + image.shape[0] / 1500
+    margin = int(4 * sigma) + 1
+    part = (
+        slice(max(0, int(rows[0]) - margin), int(rows[-1]) + margin + 1),
+        slice(max(0, int(columns[0]) - margin), int(columns[-1]) + margin + 1),
+    )
+    near, inside = image[part], mask[part]
+    soft = np.asarray(cv2.GaussianBlur(inside.astype(np.float32), (0, 0), sigma))[..., None]
+    grey = np.asarray(cv2.cvtColor(near, cv2.COLOR_RGB2GRAY), np.float32)[..., None] / 255
+    mean = float(grey[inside > 0].mean())
     hue, saturation, value = rng.integers(180), rng.uniform(0.1, 1.0), rng.uniform(0.15, 1.0)
     hsv = np.array([[[hue, saturation * 255, value * 255]]], np.uint8)
-    colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.float32)
-    contrast = rng.uniform(0.6, 1.6)
-    painted = np.clip(colour * (1 + contrast * (grey - mean)), 0, 255)
-    opacity = rng.uniform(0.5, 1.0)
-    mixed = image * (1 - opacity * soft) + painted * opacity * soft
-    return np.asarray(np.clip(mixed, 0, 255), np.uint8)
+    colour = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.float32)
+    contrast = np.float32(rng.uniform(0.6, 1.6))
+    opacity = np.float32(rng.uniform(0.5, 1.0)) * soft
+    shaded = np.clip(colour * (1 + contrast * (grey - np.float32(mean))), 0, 255)
+    painted = image.copy()
+    painted[part] = np.clip(near * (1 - opacity) + shaded * opacity, 0, 255)
+    return painted

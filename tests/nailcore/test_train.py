@@ -17,7 +17,14 @@ from nailcore.checkpoint import TrainState, save_checkpoint
 from nailcore.data.folder import Dataset, open_dataset
 from nailcore.data.mixing import Batch, Phase
 from nailcore.errors import MissingToolError, NailtoolError, WeightsError
-from nailcore.train import StepReport, TrainConfig, choose_precision, learning_rate_factor, run_training
+from nailcore.train import (
+    StepReport,
+    TrainConfig,
+    choose_precision,
+    is_partial,
+    learning_rate_factor,
+    run_training,
+)
 from nailcore.variant import Variant
 
 TINY = Variant(
@@ -65,7 +72,6 @@ def test_a_killed_run_resumes_to_the_same_bytes(dataset: Dataset, tmp_path: Path
         TINY, [dataset], CONFIG, tmp_path / "cut", init=None, report=lambda r: seen.append(r.step)
     )
     assert seen[0] == 3  # steps 1 and 2 were kept; 3 was cut before its checkpoint
-    assert resumed is not None and whole is not None
     assert resumed.read_bytes() == whole.read_bytes()
     assert {p.name for p in (tmp_path / "cut").iterdir()} == {"checkpoint.pt", "tiny.safetensors"}
 
@@ -152,7 +158,6 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     monkeypatch.undo()
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
     again = run_training(TINY, [dataset], config, tmp_path, init=None)
-    assert again is not None
     assert again.read_bytes() == (tmp_path / "good" / "tiny.safetensors").read_bytes()
 
 
@@ -160,7 +165,8 @@ def test_stopping_by_the_clock_keeps_a_checkpoint_and_the_average_so_far(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"checkpoint_every": 100})
-    assert run_training(TINY, [dataset], config, tmp_path, init=None, max_minutes=1e-9) is None
+    stopped = run_training(TINY, [dataset], config, tmp_path, init=None, max_minutes=1e-9)
+    assert is_partial(stopped) and stopped.is_file()
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "tiny.partial.safetensors"}
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
     assert run_training(TINY, [dataset], config, tmp_path, init=None) == tmp_path / "tiny.safetensors"
@@ -172,7 +178,6 @@ def test_workers_make_the_same_batches(dataset: Dataset, tmp_path: Path) -> None
     helped = run_training(
         TINY, [dataset], config.model_copy(update={"workers": 1}), tmp_path / "b", init=None
     )
-    assert alone is not None and helped is not None
     assert alone.read_bytes() == helped.read_bytes()
 
 
