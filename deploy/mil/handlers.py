@@ -2,12 +2,14 @@
 
 from deploy.mil import (
     ops_activation,
+    ops_classify,
     ops_conv,
     ops_elementwise,
     ops_gather,
     ops_layout,
     ops_linear,
     ops_quant,
+    ops_recurrent,
     ops_reduce,
     ops_resize,
 )
@@ -22,4 +24,6 @@ FAMILIES = (
     ops_reduce,
     ops_linear,
     ops_quant,
+    ops_recurrent,
+    ops_classify,
 )

@@ -124,6 +124,15 @@ class MilModel:
             results = plan.execute(self._feed(inputs, half), watch)
         return {f.name: _finish(f, value, half) for f, value in zip(self.outputs, results, strict=True)}
 
+    @property
+    def classes(self) -> tuple[str | int, ...]:
+        """A classifier's class names, in the order of the probabilities it returns; else empty."""
+        for operation in self._operations:
+            for binding in operation.inputs.get("classes", ()):
+                known = binding if isinstance(binding, Constant) else self._pool.constants[binding.name]
+                return tuple(known.value)
+        return ()
+
     def read_weight(self, name: str) -> Array | None:
         """A decompressed weight in float32.
 
@@ -212,6 +221,8 @@ class MilModel:
 
 
 def _finish(feature: Feature, value: Any, half: bool) -> Array:
+    if isinstance(value, dict):
+        return np.array(list(value.values()), np.float32)
     if not isinstance(value, Tensor):
         return np.asarray(value)
     dtype = feature.dtype

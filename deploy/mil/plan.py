@@ -150,7 +150,7 @@ class Step:
 
     def _check(self, value: Any, index: int, declared: TensorType) -> Any:
         wanted = self.types[index]
-        if wanted is None:
+        if wanted is None or not isinstance(value, Tensor):
             return value
         shape = declared.shape
         if shape is not None and value.shape != shape:

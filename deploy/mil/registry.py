@@ -62,6 +62,7 @@ _KINDS: dict[Any, str] = {
     float: "float",
     bool: "bool",
     str: "str",
+    list: "list",
 }
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -118,7 +119,7 @@ def convert_value(parameter: Parameter, value: Any, place: str) -> Any:
     try:
         if kind == "str":
             return _choose(parameter, value, place)
-        if kind in ("tensor", "tensors"):
+        if kind in ("tensor", "tensors", "list"):
             return value
         flat = value.reshape(-1).tolist() if hasattr(value, "reshape") else [value]
         if kind == "ints":
