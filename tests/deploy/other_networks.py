@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name every reader of torch code expects
@@ -10,17 +11,17 @@ from torch import Tensor, nn
 
 
 def conv_bn(
-    c_in: int, c_out: int, k: int = 3, act: type[nn.Module] | None = nn.ReLU, **kwargs: int
+    c_in: int, c_out: int, k: int = 3, act: type[nn.Module] | None = nn.ReLU, **conv: Any
 ) -> nn.Module:
     """Convolution, batch norm with statistics that are not trivial, activation."""
-    padding = kwargs.pop("dilation_pad", kwargs.get("dilation", 1) * (k - 1) // 2)
+    padding = conv.get("dilation", 1) * (k - 1) // 2
     norm = nn.BatchNorm2d(c_out)
     with torch.no_grad():
         norm.running_mean.uniform_(-0.3, 0.3)  # type: ignore[union-attr]
         norm.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
         norm.weight.uniform_(0.7, 1.3)
         norm.bias.uniform_(-0.2, 0.2)
-    layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, k, padding=padding, bias=False, **kwargs), norm]
+    layers: list[nn.Module] = [nn.Conv2d(c_in, c_out, k, padding=padding, bias=False, **conv), norm]
     return nn.Sequential(*layers, *([act()] if act else []))
 
 
@@ -47,7 +48,7 @@ class InvertedResidual(nn.Module):
     """Expand, depthwise, squeeze-excite, project."""
 
     def __init__(
-        self, c_in: int, c_out: int, k: int, act: type[nn.Module], gate: type[nn.Module] | None, **conv: int
+        self, c_in: int, c_out: int, k: int, act: type[nn.Module], gate: type[nn.Module] | None, **conv: Any
     ) -> None:
         super().__init__()
         wide = c_in * 3
@@ -183,7 +184,7 @@ class SegFormer(nn.Module):
         self.fuse, self.head = conv_bn(32, 16, 1), nn.Conv2d(16, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = []
+        maps: list[Tensor] = []
         for i, patch in enumerate(self.patch):
             x = patch(x)
             n, dim, height, width = x.shape
