@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from model_zoo import find_variant
 from nailcore.artifact import (
     Artifact,
     BrokenParent,
+    artifact_path,
     manifest_path,
     open_artifact,
     read_manifest,
@@ -40,6 +42,9 @@ from nailcore.preprocess import letterbox
 from nailcore.runtime import Engine, Images, Logits, Runner, Target
 from nailcore.storage import hash_file
 from nailcore.variant import Variant
+
+# By name, so that only the files a gate speaks of are checked again when its source changes.
+GATES: Mapping[str, str] = {"coreml": "benchmark.coreml_gates"}  # kind -> module with check_gates()
 
 
 class TorchReference:
@@ -187,7 +192,37 @@ def _execute(case: _Case, path: Path, weights_sha256: str) -> _Verdict:
         verdict.failures.append(f"{artifact.label}: {error.message}")
     finally:
         runner.close()
+    if (
+        artifact.kind in GATES and case.engine == target.ENGINES[0]
+    ):  # gates are about the file: once is enough
+        _check_gates(case, path, verdict)
     return verdict
+
+
+def _check_gates(case: _Case, path: Path, verdict: _Verdict) -> None:
+    """Independent proofs about the file, beside its figures."""
+    artifact = case.artifact
+    module = importlib.import_module(GATES[artifact.kind])
+    sibling = _find_sibling(case)
+    verdict.gates = module.check_gates(case.variant, artifact, path, sibling, case.weights, case.samples)
+    verdict.failures += [
+        f"{artifact.label}: gate '{gate.name}': {gate.detail}" for gate in verdict.gates if not gate.passed
+    ]
+
+
+def _find_sibling(case: _Case) -> Path | None:
+    """The fp32 file of the same conversion beside the artefact; None when it is missing or damaged."""
+    suffix = find_target(case.artifact.kind).SUFFIX
+    name = artifact_path(Path(), case.artifact.variant, "fp32", suffix).name
+    beside = manifest_path(case.manifest.with_name(name))
+    if beside == case.manifest or not beside.is_file():
+        return None
+    try:
+        sibling, path = open_artifact(beside)
+    except ArtifactError:
+        return None
+    same = sibling.made_by.parent_sha256 == case.artifact.made_by.parent_sha256
+    return path if same else None
 
 
 def _compare(case: _Case, runner: Runner, reference: Runner, verdict: _Verdict) -> None:

@@ -177,6 +177,23 @@ class StageParity(Fact):
     measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
+class NailAccuracy(Fact):
+    """One annotated nail."""
+
+    size_px: float  # √area with the image scaled to a long side of 480 px
+    iou: float  # with the predicted blob that overlaps it best
+    finger_right: bool | None = None  # None: not labelled, or the head is not trained
+    direction_error_deg: float | None = None
+
+
+class ImageKind(Fact):
+    """What kind of image it is, measured from the image itself; None: cannot be told."""
+
+    nail_size_px: float | None  # of the mean nail, √area at a long side of 480 px
+    skin_ita_deg: float | None  # individual typology angle of the skin around the nails
+    brightness: float  # mean L*, 0..100
+
+
 class ImageAccuracy(Fact):
     """One held-out image: its confusion counts in pixels and figures derived from them."""
 
@@ -187,6 +204,21 @@ class ImageAccuracy(Fact):
     tn: int
     nail_iou: float | None  # None: no nail annotated and none predicted
     overlay: str | None = None  # file name of a JPEG beside the facts file
+    boundary: tuple[int, int, int, int] | None = None  # matched predicted, predicted, matched true, true
+    nails: list[NailAccuracy] = []
+    kind: ImageKind | None = None
+
+
+class AccuracySlice(Fact):
+    """The images of one kind."""
+
+    by: str  # "nail size", "skin tone", "brightness"
+    name: str  # "small", "light", "dark", ...
+    images: int
+    nails: int
+    miou: Interval
+    nail_iou: Interval
+    nail_recall: Interval | None
 
 
 class AccuracyResult(Fact):
@@ -204,6 +236,11 @@ class AccuracyResult(Fact):
     nail_iou: Interval
     boundary_f: Interval  # 2 px tolerance with the image scaled to a 480 px long side
     per_image: list[ImageAccuracy]
+    nail_recall: Interval | None = None  # share of annotated nails overlapped by a blob with IoU >= 0.5
+    finger_accuracy: Interval | None = None  # share of nails whose finger is named right; None: no labels
+    direction_error_median_deg: Interval | None = None
+    direction_error_p90_deg: Interval | None = None
+    slices: list[AccuracySlice] = []
     measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
@@ -321,6 +358,38 @@ class StagePair(Fact):
     largest: bool  # no other pair of the chain contributes more
     images: int
     measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class BisectResult(Fact):
+    """Where a file begins to compute something else than the network; nowhere is an answer, too."""
+
+    artifact: ArtifactRef
+    weights_sha256: str
+    engine: str
+    images: ImageSet
+    found: Divergence | None  # None: every layer computes what torch computes from the same inputs
+    measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class ConversionStages(Fact):
+    """A file's whole conversion, step by step: each neighbouring pair on the same photographs."""
+
+    artifact: ArtifactRef  # the last stage is this file
+    weights_sha256: str
+    images: ImageSet
+    versions: dict[str, str]
+    machine: Machine
+    pairs: list[StagePair]
+    measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class PrePostResult(Fact):
+    """All stages before and after the network of one variant."""
+
+    variant: str
+    weights_sha256: str
+    images: ImageSet
+    stages: list[StageParity]
 
 
 FactT = TypeVar("FactT", bound=Fact)

@@ -221,7 +221,7 @@ class Plan:
                 ValueNode("engine", f"{engine.name}, {_describe_limit(engine)}"),
                 tools_node(*TOOLS["parity"], *target.RUNTIME_TOOLS),
                 sources_node(
-                    ["benchmark.parity", self.registry.targets[unit.kind]],
+                    ["benchmark.parity", self.registry.targets[unit.kind], *_list_gates(unit.kind)],
                     (LIMITS, *list_resources(SPLITS), *target.RESOURCES),
                 ),
             ),
@@ -331,6 +331,12 @@ class Plan:
             ),
             products=(FileNode(f"report {report.name}", report),),
         )
+
+
+def _list_gates(kind: str) -> list[str]:
+    from benchmark.parity import GATES
+
+    return [GATES[kind]] if kind in GATES else []
 
 
 def _describe_limit(engine: Engine) -> str:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from nailcore.artifact import Artifact
-from nailcore.facts import AccuracyResult, ImageSet, Measurement, ParityResult, Skipped
+from nailcore.facts import (
+    AccuracyResult,
+    BisectResult,
+    ConversionStages,
+    ImageSet,
+    Measurement,
+    ParityResult,
+    PrePostResult,
+    Skipped,
+)
 
 
 class _Part(BaseModel):
@@ -49,14 +58,30 @@ class Overlay(_Part):
     height_px: int
 
 
+class Heatmap(_Part):
+    """Where a file differs from the network on one of the images it gets most wrong, as JPEG bytes."""
+
+    label: str
+    engine: str
+    image: str
+    flipped_permille: float
+    jpeg: bytes
+    width_px: int
+    height_px: int
+
+
 class ReportInput(_Part):
     """Everything `render_report` may show; every fact here belongs to a file of ``artifacts``."""
 
     context: ReportContext
     artifacts: tuple[Artifact, ...] = ()
     parity: tuple[ParityResult, ...] = ()
+    conversions: tuple[ConversionStages, ...] = ()
+    bisections: tuple[BisectResult, ...] = ()
+    preposts: tuple[PrePostResult, ...] = ()
     latency: tuple[Measurement, ...] = ()
     accuracy: tuple[AccuracyResult, ...] = ()
+    heatmaps: tuple[Heatmap, ...] = ()
     overlays: tuple[Overlay, ...] = ()
     overlays_left_out: int = 0  # further images that have an overlay, left out for the file's size
     skipped: tuple[Skipped, ...] = ()

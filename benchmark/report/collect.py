@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,16 +11,18 @@ from pydantic import ValidationError
 
 from benchmark.report.bundle import DamagedFile, ReportContext, ReportInput, StaleFact
 from benchmark.report.lineage import find_weights_sha256, index_by_file
-from benchmark.report.overlays import load_overlays
+from benchmark.report.overlays import load_heatmaps, load_overlays
 from nailcore.artifact import MANIFEST_SUFFIX, Artifact, BrokenParent, read_manifest
 from nailcore.errors import ArtifactError
 from nailcore.facts import (
     AccuracyResult,
     ArtifactRef,
+    BisectResult,
+    ConversionStages,
     Fact,
-    ImageSet,
     Measurement,
     ParityResult,
+    PrePostResult,
     Skipped,
     read_fact,
 )
@@ -87,8 +89,9 @@ def _name_problem(error: ArtifactError) -> str:
 def collect_facts(out_dir: Path, context: ReportContext) -> ReportInput:
     """Read everything below an output folder that describes the artefacts there now.
 
-    A fact about another file than the current manifest describes is set aside in ``stale``; a damaged
-    file is named in ``damaged``. Neither is ever used as a result.
+    A fact about another file than the current manifest describes, about other weights or measured on
+    other images is set aside in ``stale``; a damaged file is named in ``damaged``. Neither is ever used
+    as a result.
 
     Raises:
         ArtifactError: the folder does not exist.
@@ -97,20 +100,61 @@ def collect_facts(out_dir: Path, context: ReportContext) -> ReportInput:
         raise ArtifactError(f"{out_dir}: no such folder.", hint="Run `nailtool build-variants` first.")
     reader = Reader(out_dir)
     artifacts = _collect_artifacts(reader)
-    accuracy = _collect_accuracy(reader, artifacts, context.images)
-    overlays, left_out = load_overlays(accuracy, artifacts.values(), out_dir / "facts/accuracy", reader)
+    weights = _WeightsByFile(artifacts)
+    accuracy = _collect_accuracy(reader, weights)
+    parity = _collect_bound(reader, "facts/parity/*.json", ParityResult, weights)
+    conversions = _collect_bound(reader, "facts/stages/*.json", ConversionStages, weights)
+    bisections = _collect_bound(reader, "facts/divergence/*.json", BisectResult, weights)
+    preposts = _collect_preposts(reader, weights)
+    wanted = _choose_images(context, [*_strip(accuracy), *_strip(parity)])
+    accuracy_kept = _keep_images(reader, accuracy, wanted, lambda fact: f"Accuracy of {fact.variant}")
+    parity_kept = _keep_images(reader, parity, wanted, _name_bound)
+    overlays, left_out = load_overlays(
+        _strip(accuracy_kept), artifacts.values(), out_dir / "facts/accuracy", reader
+    )
+    latency = _collect_bound(reader, "facts/latency/*/*.json", Measurement, weights)
     return ReportInput(
         context=context,
         artifacts=tuple(artifacts.values()),
-        parity=_collect_bound(reader, "facts/parity/*.json", ParityResult, artifacts, "parity"),
-        latency=_collect_bound(reader, "facts/latency/*/*.json", Measurement, artifacts, "latency"),
-        accuracy=accuracy,
+        parity=_strip(parity_kept),
+        conversions=_strip(_keep_images(reader, conversions, wanted, _name_bound)),
+        bisections=_strip(_keep_images(reader, bisections, wanted, _name_bound)),
+        preposts=_strip(
+            _keep_images(reader, preposts, wanted, lambda fact: f"Pre-processing of {fact.variant}")
+        ),
+        latency=_strip(latency),
+        accuracy=_strip(accuracy_kept),
+        heatmaps=load_heatmaps(parity_kept, reader),
         overlays=overlays,
         overlays_left_out=left_out,
         skipped=tuple(fact for _, fact in reader.read_facts("facts/skipped/*.json", Skipped)),
         stale=tuple(reader.stale),
         damaged=tuple(reader.damaged),
     )
+
+
+class _WeightsByFile:
+    """The artefacts there now, and which weights each descends from."""
+
+    def __init__(self, artifacts: dict[Label, Artifact]) -> None:
+        self.artifacts = artifacts
+        by_file = index_by_file(artifacts.values())
+        found = {label: find_weights_sha256(a, by_file) for label, a in artifacts.items()}
+        self.known = {label: sha for label, sha in found.items() if isinstance(sha, str)}
+
+    def of_variant(self, variant: str) -> set[str]:
+        """Hashes of all weights that files of a variant descend from."""
+        return {sha256 for label, sha256 in self.known.items() if label[0] == variant}
+
+    def explain_other(self, variant: str, sha256: str) -> str:
+        """Why a fact about weights is not about those here; empty when it is."""
+        known = self.of_variant(variant)
+        if sha256 in known:
+            return ""
+        if not known:
+            return "measured on other weights: no file of this variant here descends from known weights."
+        now = " and ".join(f"{sha[:12]}…" for sha in sorted(known))
+        return f"measured on other weights: SHA-256 {sha256[:12]}…, but the files here descend from {now}"
 
 
 def _collect_artifacts(reader: Reader) -> dict[Label, Artifact]:
@@ -142,26 +186,46 @@ def _explain_parent(broken: BrokenParent) -> str:
     return f"{then}; {now}, so its accuracy is unknown until it is built again."
 
 
-BoundT = TypeVar("BoundT", ParityResult, Measurement)
+BoundT = TypeVar("BoundT", ParityResult, Measurement, ConversionStages, BisectResult)
+SeenT = TypeVar("SeenT", AccuracyResult, ParityResult, ConversionStages, BisectResult, PrePostResult)
+_NOUNS: dict[type[Fact], str] = {
+    ParityResult: "Parity",
+    Measurement: "Latency",
+    ConversionStages: "Conversion",
+    BisectResult: "First divergence",
+}
+
+
+def _name_bound(fact: ParityResult | Measurement | ConversionStages | BisectResult) -> str:
+    """``Parity of nail55-480 tfjs fp16 in chromium-wasm``."""
+    place = f" on {fact.device}" if isinstance(fact, Measurement) else ""
+    if isinstance(fact, ParityResult | BisectResult) and fact.engine:
+        place = f" in {fact.engine}"
+    return f"{_NOUNS[type(fact)]} of {fact.artifact.label}{place}"
 
 
 def _collect_bound(
-    reader: Reader, pattern: str, kind: type[BoundT], artifacts: dict[Label, Artifact], noun: str
-) -> tuple[BoundT, ...]:
-    kept: dict[tuple[str, ...], BoundT] = {}
+    reader: Reader, pattern: str, kind: type[BoundT], weights: _WeightsByFile
+) -> list[tuple[Path, BoundT]]:
+    """Facts about the very files that lie here, compared with the weights they descend from."""
+    kept: dict[str, tuple[Path, BoundT]] = {}
     for path, fact in reader.read_facts(pattern, kind):
-        ref = fact.artifact
-        device = fact.device if isinstance(fact, Measurement) else ""
-        what = f"{noun.capitalize()} of {ref.label}" + (f" on {device}" if device else "")
-        key = (ref.variant, ref.kind, ref.recipe, device)
-        reason = _explain_other_file(ref, artifacts.get(key[:3]))
+        ref, what = fact.artifact, _name_bound(fact)
+        label = (ref.variant, ref.kind, ref.recipe)
+        reason = _explain_other_file(ref, weights.artifacts.get(label))
+        # A failure stands whatever it was compared with: to have other weights is one of its reasons.
+        failed = isinstance(fact, ParityResult) and fact.status == "failed"
+        if not reason and not failed and not isinstance(fact, Measurement) and label in weights.known:
+            reason = weights.explain_other(ref.variant, fact.weights_sha256)
+        if not reason and isinstance(fact, ParityResult) and not fact.engine:
+            reason = "it does not say which engine executed the file; an older nailtool wrote it."
         if reason:
             reader.mark_stale(path, what, reason)
-        elif key in kept:
-            reader.mark_damaged(path, f"a second fact for the {noun} of {ref.label}; the first was used")
+        elif what in kept:
+            reader.mark_damaged(path, f"a second fact: {what}; the first was used")
         else:
-            kept[key] = fact
-    return tuple(kept.values())
+            kept[what] = (path, fact)
+    return list(kept.values())
 
 
 def _explain_other_file(ref: ArtifactRef, current: Artifact | None) -> str:
@@ -176,45 +240,54 @@ def _explain_other_file(ref: ArtifactRef, current: Artifact | None) -> str:
     return ""
 
 
-def _collect_accuracy(
-    reader: Reader, artifacts: dict[Label, Artifact], images: ImageSet | None
-) -> tuple[AccuracyResult, ...]:
-    by_file = index_by_file(artifacts.values())
-    weights: dict[str, set[str]] = {}
-    for artifact in artifacts.values():
-        found = find_weights_sha256(artifact, by_file)
-        if isinstance(found, str):
-            weights.setdefault(artifact.variant, set()).add(found)
+def _collect_accuracy(reader: Reader, weights: _WeightsByFile) -> list[tuple[Path, AccuracyResult]]:
     current: list[tuple[Path, AccuracyResult]] = []
     for path, fact in reader.read_facts("facts/accuracy/*.json", AccuracyResult):
-        known = weights.get(fact.variant, set())
-        if fact.weights_sha256 in known:
+        reason = weights.explain_other(fact.variant, fact.weights_sha256)
+        if reason:
+            reader.mark_stale(path, f"Accuracy of {fact.variant}", reason)
+        else:
             current.append((path, fact))
-            continue
-        now = " and ".join(f"{sha[:12]}…" for sha in sorted(known))
-        reason = f"SHA-256 {fact.weights_sha256[:12]}…, but the files here descend from {now}"
-        if not known:
-            reason = "no file of this variant here descends from known weights."
-        reader.mark_stale(path, f"Accuracy of {fact.variant}", f"measured on other weights: {reason}")
-    return _keep_one_image_set(reader, current, images)
+    return current
 
 
-def _keep_one_image_set(
-    reader: Reader, facts: list[tuple[Path, AccuracyResult]], images: ImageSet | None
-) -> tuple[AccuracyResult, ...]:
-    """Accuracy on different images cannot stand in one table: keep the asked-for, or the commonest set."""
-    if not facts:
-        return ()
-    counts = Counter(fact.images.sha256 for _, fact in facts)
-    wanted = images.sha256 if images else min(counts, key=lambda sha: (-counts[sha], sha))
+def _collect_preposts(reader: Reader, weights: _WeightsByFile) -> list[tuple[Path, PrePostResult]]:
+    current: list[tuple[Path, PrePostResult]] = []
+    for path, fact in reader.read_facts("facts/prepost/*.json", PrePostResult):
+        reason = weights.explain_other(fact.variant, fact.weights_sha256)
+        if reason:
+            reader.mark_stale(path, f"Pre-processing of {fact.variant}", reason)
+        else:
+            current.append((path, fact))
+    return current
+
+
+def _strip(found: Sequence[tuple[Path, FactT]]) -> tuple[FactT, ...]:
+    return tuple(fact for _, fact in found)
+
+
+def _choose_images(context: ReportContext, facts: Sequence[AccuracyResult | ParityResult]) -> str:
+    """SHA-256 of the one image set shown: the asked-for, or the commonest one; "" when there is none.
+
+    Figures on different images cannot stand side by side.
+    """
+    if context.images:
+        return context.images.sha256
+    counts = Counter(fact.images.part_of_sha256 or fact.images.sha256 for fact in facts)
+    return min(counts, key=lambda sha: (-counts[sha], sha), default="")
+
+
+def _keep_images(
+    reader: Reader, facts: Sequence[tuple[Path, SeenT]], wanted: str, name: Callable[[SeenT], str]
+) -> list[tuple[Path, SeenT]]:
+    """Facts on the wanted images or on the first of them; the others are stale."""
     kept = []
     for path, fact in facts:
-        if fact.images.sha256 == wanted:
-            kept.append(fact)
+        images = fact.images
+        if wanted in (images.sha256, images.part_of_sha256):
+            kept.append((path, fact))
         else:
             reader.mark_stale(
-                path,
-                f"Accuracy of {fact.variant}",
-                f"measured on other images: {fact.images.name} ({fact.images.sha256[:12]}…).",
+                path, name(fact), f"measured on other images: {images.name} ({images.sha256[:12]}…)."
             )
-    return tuple(kept)
+    return kept

@@ -13,6 +13,8 @@ from nailcore.facts import Skipped
 # Where each kind of file is timed; a kind that is not listed has no device of ours.
 _DEVICE_OF_KIND = {"onnx": "cpu", "tflite": "cpu", "tfjs": "chromium"}
 
+CORE_ML = "coreml"  # the kind, and the engine that is Core ML itself
+
 
 def find_gaps(report: ReportInput, variants: Sequence[VariantRow]) -> list[Skipped]:
     """Everything a reader could miss in this report, most specific first."""
@@ -22,6 +24,7 @@ def find_gaps(report: ReportInput, variants: Sequence[VariantRow]) -> list[Skipp
         *_find_missing_accuracy(variants),
         *_find_missing_parity(files),
         *_find_unexecuted(files),
+        *_find_missing_mac(files),
         *_find_missing_latency(files),
         *_find_missing_devices(report),
     ]
@@ -41,7 +44,7 @@ def _find_missing_accuracy(variants: Sequence[VariantRow]) -> list[Skipped]:
 
 
 def _find_missing_parity(files: Sequence[FileRow]) -> list[Skipped]:
-    missing = [file.artifact.label for file in files if file.parity is None]
+    missing = [file.artifact.label for file in files if not file.parities]
     if not missing:
         return []
     return [
@@ -54,22 +57,47 @@ def _find_missing_parity(files: Sequence[FileRow]) -> list[Skipped]:
 
 
 def _find_unexecuted(files: Sequence[FileRow]) -> list[Skipped]:
-    """Files whose structure was checked and whose numbers were not, one entry per kind and reason."""
-    groups: dict[tuple[str, str], int] = defaultdict(int)
+    """Files an engine could not execute here, one entry per engine and reason."""
+    groups: dict[tuple[str, str, str], list[FileRow]] = defaultdict(list)
     for file in files:
-        if file.parity and file.parity.status == "not executed":
-            groups[file.artifact.kind, file.parity.note] += 1
+        for parity in file.parities:
+            if parity.status == "not executed":
+                reason, _, remedy = parity.note.partition("\n")
+                reason = reason.removeprefix(f"{file.artifact.label}: ").replace(
+                    file.artifact.file, "the file"
+                )
+                groups[parity.engine, reason, remedy].append(file)
     found = []
-    for (kind, note), count in sorted(groups.items()):
-        runs_on = "a Mac, an iPhone or an iPad" if kind == "coreml" else f"a runtime for {kind}"
+    for (engine, reason, remedy), members in sorted(groups.items(), key=lambda entry: entry[0]):
+        kind = members[0].artifact.kind
         found.append(
             Skipped(
-                what=f"Numbers of {write_count_of(count, f'{kind} file')}",
-                reason=note or "Not executed yet: only the structure of these files was checked.",
-                remedy=f"Execute them on {runs_on}; until then their outputs are unknown.",
+                what=f"{write_count_of(len(members), f'{kind} file')} in {engine}",
+                reason=reason or "Not executed: only the structure of these files was checked.",
+                remedy=remedy or f"Run `nailtool parity-check --engines {engine}` where it can be executed.",
             )
         )
     return found
+
+
+def _find_missing_mac(files: Sequence[FileRow]) -> list[Skipped]:
+    """What Core ML itself makes of packages that were executed by the MIL reference alone."""
+    alone = [
+        file
+        for file in files
+        if file.artifact.kind == CORE_ML and CORE_ML not in {parity.engine for parity in file.parities}
+    ]
+    if not alone:
+        return []
+    return [
+        Skipped(
+            what=f"What Core ML itself computes for {write_count_of(len(alone), 'coreml file')}",
+            reason="Core ML executes on macOS only. The MIL reference computes what a file says, not what "
+            "Apple's processors make of it.",
+            remedy="On a Mac, run `nailtool parity-check --targets coreml`, or record outputs there and hand "
+            "them in with `--golden`.",
+        )
+    ]
 
 
 def _find_missing_latency(files: Sequence[FileRow]) -> list[Skipped]:

@@ -1,4 +1,4 @@
-"""Choose the photographs with overlays that a report shows, and shrink them until the file stays small."""
+"""Choose the photographs with overlays and heat-maps that a report shows, and keep them small."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from benchmark.report.bundle import Overlay
+from benchmark.report.bundle import Heatmap, Overlay
 from benchmark.report.lineage import read_variant
 from nailcore.artifact import Artifact
-from nailcore.facts import AccuracyResult, ImageAccuracy
+from nailcore.facts import AccuracyResult, ImageAccuracy, ParityResult, WorstImage
 
 BUDGET_BYTES = 4_000_000  # of JPEG for the whole report; base64 makes 5.3 MB of it
 MOST_PER_VARIANT = 24
 LONG_SIDES_PX = (640, 512, 400, 320, 240)
 JPEG_QUALITY = 84
+MOST_HEATMAPS = 12
+MOST_HEATMAPS_PER_CHECK = 2
 
 
 class DamageLog(Protocol):
@@ -69,16 +71,16 @@ def _choose_results(
     return [best[depth][1] for depth in sorted(best, reverse=True)]
 
 
-def _read_overlay(folder: Path, variant: str, overlay: str, log: DamageLog) -> bytes | None:
-    """The bytes of ``<variant>/<overlay>``; a name that leads out of the folder is refused."""
-    path = folder / variant / overlay
-    if Path(overlay).name != overlay:
-        log.mark_damaged(folder / f"{variant}.json", f"overlay '{overlay}' is not a bare file name")
+def _read_overlay(folder: Path, owner: str, file: str, log: DamageLog) -> bytes | None:
+    """The bytes of ``<owner>/<file>``; a name that leads out of the folder is refused."""
+    path = folder / owner / file
+    if Path(file).name != file:
+        log.mark_damaged(folder / f"{owner}.json", f"image '{file}' is not a bare file name")
         return None
     try:
         return path.read_bytes()
     except OSError as error:
-        log.mark_damaged(path, f"overlay cannot be read: {error.strerror}")
+        log.mark_damaged(path, f"image cannot be read: {error.strerror}")
         return None
 
 
@@ -95,17 +97,35 @@ def _shrink(sources: Sequence[_Source], log: DamageLog, folder: Path) -> list[Ov
             elif number not in damaged:
                 damaged.add(number)
                 path = folder / source.variant / (source.record.overlay or "")
-                log.mark_damaged(path, "overlay is not a readable image")
+                log.mark_damaged(path, "not a readable image")
         if sum(len(overlay.jpeg) for overlay in shown) <= BUDGET_BYTES:
             break
     return shown
 
 
 def _encode(source: _Source, long_side_px: int) -> Overlay | None:
+    jpeg = _encode_jpeg(source.data, long_side_px)
+    if jpeg is None:
+        return None
+    return Overlay(
+        variant=source.variant,
+        image=source.record.name,
+        nail_iou=source.record.nail_iou,
+        jpeg=jpeg[0],
+        width_px=jpeg[1],
+        height_px=jpeg[2],
+    )
+
+
+def _encode_jpeg(data: bytes, long_side_px: int) -> tuple[bytes, int, int] | None:
+    """JPEG bytes, width and height of an image shrunk to a long side; None when it is no image.
+
+    Always encoded anew: a file that only claims to be an image, or metadata in it, never gets in.
+    """
     import cv2
     import numpy as np
 
-    image = cv2.imdecode(np.frombuffer(source.data, np.uint8), cv2.IMREAD_COLOR) if source.data else None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
         return None
     height_px, width_px = image.shape[:2]
@@ -113,15 +133,38 @@ def _encode(source: _Source, long_side_px: int) -> Overlay | None:
     size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
     if scale < 1:
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    # Always encoded anew: a file that only claims to be a JPEG, or metadata in it, never gets in.
-    ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if not ok:
-        return None
-    return Overlay(
-        variant=source.variant,
-        image=source.record.name,
-        nail_iou=source.record.nail_iou,
-        jpeg=data.tobytes(),
-        width_px=size[0],
-        height_px=size[1],
-    )
+    ok, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return (encoded.tobytes(), *size) if ok else None
+
+
+def load_heatmaps(parity: Sequence[tuple[Path, ParityResult]], log: DamageLog) -> tuple[Heatmap, ...]:
+    """Heat-maps of the images that files get most wrong, worst first, few per file and engine.
+
+    ``parity``: facts with their own paths; a fact's heat-maps lie in the folder of its name beside it.
+    """
+    found: list[tuple[float, str, Path, ParityResult, WorstImage]] = []
+    for path, fact in parity:
+        worst = sorted(fact.worst_images, key=lambda image: (-image.flipped_permille, image.name))
+        for image in [image for image in worst if image.heatmap][:MOST_HEATMAPS_PER_CHECK]:
+            found.append((-image.flipped_permille, path.name, path, fact, image))
+    heatmaps: list[Heatmap] = []
+    for _, _, path, fact, image in sorted(found, key=lambda entry: (*entry[:2], entry[4].name)):
+        if len(heatmaps) == MOST_HEATMAPS:
+            break
+        data = _read_overlay(path.parent, path.stem, image.heatmap or "", log)
+        jpeg = _encode_jpeg(data, LONG_SIDES_PX[2]) if data is not None else None
+        if jpeg is not None:
+            heatmaps.append(
+                Heatmap(
+                    label=fact.artifact.label,
+                    engine=fact.engine,
+                    image=image.name,
+                    flipped_permille=image.flipped_permille,
+                    jpeg=jpeg[0],
+                    width_px=jpeg[1],
+                    height_px=jpeg[2],
+                )
+            )
+        elif data is not None:
+            log.mark_damaged(path.with_suffix("") / (image.heatmap or ""), "not a readable image")
+    return tuple(heatmaps)

@@ -16,7 +16,13 @@ from benchmark.report.gaps import find_gaps
 from benchmark.report.overlays import rank_image
 from benchmark.report.plot import draw_panels
 from benchmark.report.strips import draw_strips
-from benchmark.report.tables import group_devices, join_variants, list_image_sets, list_machines
+from benchmark.report.tables import (
+    group_devices,
+    group_engines,
+    join_variants,
+    list_image_sets,
+    list_machines,
+)
 from benchmark.report.verdict import reach_verdict
 from nailcore.facts import AccuracyResult, ParityResult
 from nailcore.storage import write_text
@@ -52,6 +58,7 @@ def render_report(report: ReportInput) -> str:
         context=report.context,
         verdict=reach_verdict(report, variants),
         variants=variants,
+        engines=group_engines(variants),
         panels=draw_panels(groups),
         strip_tables=[draw_strips(group) for group in groups],
         slowest_ms={g.device: max(t.measurement.median_wall_ms for t in g.timed) for g in groups},
@@ -127,7 +134,7 @@ def _group_weights(report: ReportInput) -> list[tuple[str, str, str, str]]:
 def _name_check(parity: ParityResult) -> str:
     if parity.status == "not executed":
         return f"structure of {parity.artifact.kind} files"
-    return f"parity in {parity.runtime}"
+    return f"parity in {parity.engine}"
 
 
 def _merge_versions(report: ReportInput) -> list[tuple[str, dict[str, list[str]]]]:

@@ -9,7 +9,7 @@ from typing import Literal
 from benchmark.report.bundle import ReportInput
 from benchmark.report.lineage import find_weights_sha256, index_by_file, read_variant
 from nailcore.artifact import Artifact, BrokenParent
-from nailcore.facts import AccuracyResult, ImageSet, Machine, Measurement, ParityResult
+from nailcore.facts import AccuracyResult, Check, ImageSet, Limits, Machine, Measurement, ParityResult
 from nailcore.variant import Variant
 
 ParityState = Literal["passed", "failed", "not executed", "not checked"]
@@ -20,14 +20,26 @@ class FileRow:
     """One artefact with everything known about it."""
 
     artifact: Artifact
-    parity: ParityResult | None
+    parities: tuple[ParityResult, ...]  # one per engine, the usual engine first
     latency: tuple[Measurement, ...]
     accuracy: AccuracyResult | None  # of exactly the weights this file descends from
 
     @property
     def parity_state(self) -> ParityState:
-        """The verdict, with a word for the missing one."""
-        return self.parity.status if self.parity else "not checked"
+        """The verdict over all engines: one that fails is enough, and one that executed it counts."""
+        found = {parity.status for parity in self.parities}
+        order: tuple[ParityState, ...] = ("failed", "passed", "not executed")
+        return next((state for state in order if state in found), "not checked")
+
+    @property
+    def executed(self) -> tuple[ParityResult, ...]:
+        """The verdicts that rest on figures, or on a file that could not even be opened."""
+        return tuple(parity for parity in self.parities if parity.status != "not executed")
+
+    @property
+    def checks(self) -> list[Check]:
+        """Structural checks of the file; every engine sees the same ones."""
+        return next((parity.checks for parity in self.parities if parity.checks), [])
 
     def explain_unranked(self, measurement: Measurement) -> list[str]:
         """Why a latency must not be compared with others; empty when it may."""
@@ -92,7 +104,7 @@ class DeviceGroup:
 def join_variants(report: ReportInput) -> list[VariantRow]:
     """Variants deep first, then large first, each with its files in the order of their names."""
     by_file = index_by_file(report.artifacts)
-    parity = {_key(p): p for p in report.parity}
+    parity = sorted(report.parity, key=rank_engine)
     accuracy = {a.variant: a for a in report.accuracy}
     rows = []
     for name in sorted({a.variant for a in report.artifacts} | set(accuracy)):
@@ -103,7 +115,11 @@ def join_variants(report: ReportInput) -> list[VariantRow]:
             result = accuracy.get(name)
             same = not isinstance(weights, BrokenParent) and result and result.weights_sha256 == weights
             latency = tuple(m for m in report.latency if _key(m) == key)
-            files.append(FileRow(artifact, parity.get(key), latency, result if same else None))
+            files.append(
+                FileRow(
+                    artifact, tuple(p for p in parity if _key(p) == key), latency, result if same else None
+                )
+            )
         files.sort(key=_rank_file)
         declaration = next((v for f in files if (v := read_variant(f.artifact))), None)
         rows.append(VariantRow(name, declaration, accuracy.get(name), tuple(files)))
@@ -125,6 +141,80 @@ def _rank_file(file: FileRow) -> tuple[int, str, bool, str]:
 def _rank_variant(row: VariantRow) -> tuple[int, int, str]:
     declared = row.declaration
     return (-declared.encoder_layers, -declared.height_px, row.name) if declared else (0, 0, row.name)
+
+
+# The usual engine of each kind first, then its browser's other backends, then other browsers.
+_BROWSER_ORDER = ("onnxruntime", "litert", "chromium", "firefox", "webkit", "mil", "coreml")
+_BACKEND_ORDER = ("wasm", "webgl", "webgpu")
+
+
+def rank_engine(fact: ParityResult) -> tuple[int, str, int, str]:
+    """Sort key of an engine: by family, then wasm before WebGL before the rest."""
+    family, _, backend = fact.engine.partition("-")
+    place = _BROWSER_ORDER.index(family) if family in _BROWSER_ORDER else len(_BROWSER_ORDER)
+    kind = backend.partition("-")[0]
+    order = _BACKEND_ORDER.index(kind) if kind in _BACKEND_ORDER else len(_BACKEND_ORDER)
+    return (place, family, order if backend else 0, fact.engine)
+
+
+@dataclass(frozen=True)
+class EngineGroup:
+    """All files that one engine executed, on the same images."""
+
+    engine: str
+    runtimes: tuple[str, ...]
+    software_gpu: bool
+    images: tuple[ImageSet, ...]
+    rows: tuple[tuple[FileRow, ParityResult], ...]
+    settings: dict[str, str]  # that all rows share
+
+    def list_limits(self) -> list[tuple[Limits, list[str]]]:
+        """Distinct limits with what they were applied to, ``fp16`` or ``tfjs fp16``."""
+        found: dict[str, tuple[Limits, list[str]]] = {}
+        for file, parity in self.rows:
+            key = parity.limits.model_dump_json()
+            labels = found.setdefault(key, (parity.limits, []))[1]
+            label = f"{file.artifact.kind} {file.artifact.recipe}"
+            if label not in labels:
+                labels.append(label)
+        return list(found.values())
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether a file's meaning was computed, and not what its own runtime makes of it."""
+        return self.engine == MIL_REFERENCE
+
+
+MIL_REFERENCE = "mil-reference"
+
+
+def group_engines(variants: Sequence[VariantRow]) -> list[EngineGroup]:
+    """Executed files by engine, in the order of the kinds of file they run."""
+    groups: dict[str, list[tuple[FileRow, ParityResult]]] = {}
+    for variant in variants:
+        for file in variant.files:
+            for parity in file.executed:
+                groups.setdefault(parity.engine, []).append((file, parity))
+    ordered = sorted(groups.values(), key=lambda rows: (_rank_file(rows[0][0])[0], rank_engine(rows[0][1])))
+    return [_make_engine_group(rows) for rows in ordered]
+
+
+def _make_engine_group(rows: Sequence[tuple[FileRow, ParityResult]]) -> EngineGroup:
+    facts = [parity for _, parity in rows]
+    ran = [fact for fact in facts if fact.outputs] or facts
+    shared = {
+        key: value
+        for key, value in sorted(ran[0].settings.items())
+        if all(fact.settings.get(key) == value for fact in ran)
+    }
+    return EngineGroup(
+        engine=facts[0].engine,
+        runtimes=tuple(dict.fromkeys(fact.runtime for fact in ran)),
+        software_gpu=any(fact.software_gpu for fact in facts),
+        images=tuple({fact.images.sha256: fact.images for fact in facts}.values()),
+        rows=tuple(rows),
+        settings=shared,
+    )
 
 
 def group_devices(variants: Sequence[VariantRow]) -> list[DeviceGroup]:

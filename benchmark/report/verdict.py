@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmark.report.bundle import ReportInput
-from benchmark.report.tables import FileRow, ParityState, VariantRow, list_image_sets
+from benchmark.report.tables import MIL_REFERENCE, FileRow, ParityState, VariantRow, list_image_sets
 from benchmark.report.wording import join_words, write_count_of
 
 Tone = Literal["good", "bad", "warn", "plain"]
@@ -28,6 +28,7 @@ class Failure:
 
     label: str
     sentence: str
+    engines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,13 @@ def reach_verdict(report: ReportInput, variants: Sequence[VariantRow]) -> Verdic
     files = [file for variant in variants for file in variant.files]
     states = Counter(file.parity_state for file in files)
     failures = [failure for file in files for failure in _list_failures(file)]
+    failures += _list_stage_failures(report)
     failed = list(dict.fromkeys(failure.label for failure in failures))
     tone, sentence = _say(states, failed)
+    alone = sum({parity.engine for parity in file.executed} == {MIL_REFERENCE} for file in files)
+    if alone:
+        which = write_count_of(alone, "file was", "files were")
+        sentence += f" {which} executed by the MIL reference alone, not by Core ML."
     if report.damaged:
         damaged = write_count_of(len(report.damaged), "file is", "files are")
         sentence += f" {damaged} damaged or missing and not used."
@@ -72,19 +78,39 @@ def _say(states: Counter[ParityState], failed: Sequence[str]) -> tuple[Tone, str
 
 
 def _list_failures(file: FileRow) -> list[Failure]:
-    """Failed figures, and failed structural checks whatever the status says."""
-    if file.parity is None:
-        return []
+    """Failed figures, and failed structural checks and gates whatever the status says."""
     label = file.artifact.label
-    # The sentences name their file already; here it stands in front of each.
-    sentences = [sentence.removeprefix(f"{label}: ") for sentence in file.parity.failures]
-    told = " ".join(sentences)
-    for check in file.parity.checks:
+    engines: dict[str, list[str]] = {}  # sentence -> engines: several say the same of a damaged file
+    for parity in file.parities:
+        # The sentences name their file already; here it stands in front of each.
+        sentences = [sentence.removeprefix(f"{label}: ") for sentence in parity.failures]
+        told = " ".join(sentences)
+        for gate in parity.gates:
+            if not gate.passed and gate.name not in told:
+                sentences.append(f"Gate '{gate.name}' failed: {gate.detail}")
+        if parity.status == "failed" and not sentences:
+            sentences.append("Failed parity; the fact names no figure.")
+        for sentence in sentences:
+            engines.setdefault(sentence, []).append(parity.engine)
+    told = " ".join(engines)
+    for check in file.checks:
         if not check.passed and check.name not in told:
-            sentences.append(f"Structural check '{check.name}' failed: {check.detail}")
-    if file.parity.status == "failed" and not sentences:
-        sentences.append("Failed parity; the fact names no figure.")
-    return [Failure(label, sentence) for sentence in sentences]
+            engines[f"Structural check '{check.name}' failed: {check.detail}"] = []
+    return [Failure(label, sentence, tuple(names)) for sentence, names in engines.items()]
+
+
+def _list_stage_failures(report: ReportInput) -> list[Failure]:
+    """What surrounds the network is shipped as well: an implementation of ours that fails is a failure."""
+    return [
+        Failure(
+            f"{result.variant} {stage.stage}",
+            f"{stage.implementation}: {stage.cause + ': ' if stage.cause else ''}{stage.detail}",
+            (stage.engine,),
+        )
+        for result in report.preposts
+        for stage in result.stages
+        if stage.judged and stage.passed is False
+    ]
 
 
 def _list_badges(report: ReportInput, states: Counter[ParityState], synthetic: Sequence[str]) -> list[Badge]:

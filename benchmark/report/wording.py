@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from datetime import datetime
 
-from nailcore.facts import Interval
+from nailcore.facts import Interval, Limits
 
 
 def write_ms(value: float) -> str:
@@ -86,6 +86,28 @@ def join_words(words: list[str], most: int = 4) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
+def write_limits(limits: Limits) -> str:
+    """All limits that are judged, in words."""
+    entries = (
+        ("max-abs ≤ {}", limits.max_abs),
+        ("flipped ≤ {} ‰", limits.flipped_permille),
+        ("mask IoU ≥ {}", limits.mask_iou),
+        ("boundary IoU ≥ {}", limits.boundary_iou),
+        ("contour ≤ {} px", limits.contour_shift_px),
+        ("lone blobs ≤ {} px", limits.lone_blob_px),
+        ("same finger ≥ {}", limits.finger_agreement),
+        ("direction ≤ {}°", limits.direction_error_deg),
+    )
+    return ", ".join(words.format(write_limit(value)) for words, value in entries if value is not None)
+
+
+def write_figure(value: float) -> str:
+    """A figure of any kind: whole numbers as they are, others with two or three significant digits."""
+    if math.isfinite(value) and value == int(value):
+        return write_count(int(value))
+    return f"{value:.4g}" if 1 <= abs(value) < 1e4 else write_small(value)
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "ms": write_ms,
     "bytes": write_bytes,
@@ -93,6 +115,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "interval": write_interval,
     "small": write_small,
     "limit": write_limit,
+    "limits": write_limits,
+    "figure": write_figure,
     "iou": write_iou,
     "count": write_count,
     "millions": write_millions,

@@ -26,16 +26,19 @@ def show_parity(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
     for engine in engines:
         executed = [fact for fact in facts if fact.engine == engine and fact.status != "not executed"]
         if executed:
-            terminal.table(_title(executed[0]), COLUMNS, map(_row, executed), right=COLUMNS[2:])
+            terminal.table(_title(executed), COLUMNS, map(_row, executed), right=COLUMNS[2:])
             _show_images(terminal, executed)
     _explain_columns(terminal, facts)
     _show_gates(terminal, facts)
     _show_unexecuted(terminal, facts)
 
 
-def _title(fact: ParityResult) -> str:
+def _title(facts: Sequence[ParityResult]) -> str:
+    fact = next((fact for fact in facts if fact.outputs), facts[0])
     title = f"{fact.engine}: {fact.artifact.kind} in {fact.runtime}"
-    return title + (", a GPU computed by the processor" if fact.software_gpu else "")
+    if fact.software_gpu:
+        title += ", a GPU computed by the processor"
+    return title + (", not Core ML" if fact.engine == "mil-reference" else "")
 
 
 def _show_images(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
@@ -57,8 +60,8 @@ def _row(fact: ParityResult) -> tuple[str, ...]:
         _write(fact.mask_iou, ".4f"),
         _write(fact.boundary_iou, ".4f"),
         _write(fact.contour_shift_px, ".1f") + (f" +{lone}" if lone else ""),
-        finger if "finger" in fact.heads_trained else f"({finger})",
-        angle if "direction" in fact.heads_trained else f"({angle})",
+        finger if "finger" in fact.heads_trained or finger == "–" else f"({finger})",
+        angle if "direction" in fact.heads_trained or angle == "–" else f"({angle})",
         _write(worst, ".1e"),
     )
 
@@ -85,13 +88,13 @@ def _explain_columns(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
 
 
 def _show_gates(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
-    rows = [
-        (fact.artifact.label, gate.name, "passed" if gate.passed else "failed", gate.detail)
-        for fact in facts
-        for gate in fact.gates
-    ]
-    if rows:
-        terminal.table("Gates", ("artefact", "gate", "verdict", "what it rests on"), rows)
+    """Passed gates are counted; a failed one is a failure, and told as such with all that it found."""
+    gated = [fact for fact in facts if fact.gates]
+    if gated:
+        good = sum(all(gate.passed for gate in fact.gates) for fact in gated)
+        names = ", ".join(dict.fromkeys(gate.name for fact in gated for gate in fact.gates))
+        kinds = ", ".join(sorted({fact.artifact.kind for fact in gated}))
+        terminal.show(f"Gates of {kinds} ({names}): all passed by {good} of {len(gated)} files.")
 
 
 def _show_unexecuted(terminal: Terminal, facts: Sequence[ParityResult]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmark.report import ReportContext
-from model_zoo import load_variants
+from model_zoo import find_variant, load_variants
 from nailcore.artifact import Artifact, MadeBy, artifact_path, write_manifest
 from nailcore.facts import (
     AccuracyResult,
@@ -35,6 +35,7 @@ from nailcore.variant import OUTPUTS, Variant
 
 FILES = (("onnx", "fp32"), ("tfjs", "fp32"), ("tfjs", "fp16"), ("coreml", "fp32"), ("coreml", "fp16"))
 SUFFIXES = {"onnx": ".onnx", "tfjs": ".tfjs", "coreml": ".mlpackage"}
+ENGINES = {"onnx": "onnxruntime", "tfjs": "chromium-wasm", "coreml": "mil-reference"}
 RUNTIMES = {"onnx": "onnxruntime CPU", "tfjs": "tfjs wasm, Chromium", "coreml": "not executed"}
 CPU_MS = {"onnx": (47.0, 38.0), "tfjs": (215.0, 188.0)}  # at 480 px, for 55 and 43 layers
 WHEN = "2031-02-03T04:05:06+00:00"
@@ -107,7 +108,9 @@ def make_parity(artifact: Artifact, images: ImageSet, rng: np.random.Generator) 
     fp32 = artifact.recipe == "fp32"
     shared = {
         "artifact": ArtifactRef.of(artifact),
-        "weights_sha256": "0" * 64,
+        "weights_sha256": sha(find_variant(artifact.variant).weights),
+        "engine": ENGINES[artifact.kind],
+        "heads_trained": ("fgbg",),
         "runtime": RUNTIMES[artifact.kind],
         "versions": {} if artifact.kind == "coreml" else {"torch": "2.13.0"},
         "machine": MACHINE,
@@ -225,8 +228,9 @@ def make_accuracy(root: Path, variant: Variant, images: ImageSet, rng: np.random
 
 
 def fact_path(root: Path, what: str, variant: str, kind: str, recipe: str) -> Path:
-    """Where the layout keeps a fact; ``what`` is ``parity`` or ``latency/<device>``."""
-    return root / "facts" / what / f"{variant}.{kind}.{recipe}.json"
+    """Where the layout keeps a fact; ``what`` is ``parity`` (of the usual engine) or ``latency/<device>``."""
+    engine = f".{ENGINES[kind]}" if what == "parity" else ""
+    return root / "facts" / what / f"{variant}.{kind}.{recipe}{engine}.json"
 
 
 def write_out_tree(root: Path, *, synthetic: bool = True, names: tuple[str, ...] = ()) -> ImageSet:

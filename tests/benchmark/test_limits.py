@@ -111,4 +111,6 @@ def test_everything_that_is_built_has_limits_in_every_engine_with_the_mask_judge
         left, _, place = name.partition("@")
         kind, _, rest = left.partition(".")
         assert kind in (*TARGETS, "precision", "stage", "gates") and (not place or place in engines), name
-        assert kind in ("precision", "stage", "gates") or not rest or rest in recipes, f"{name}: no such recipe"
+        assert kind in ("precision", "stage", "gates") or not rest or rest in recipes, (
+            f"{name}: no such recipe"
+        )

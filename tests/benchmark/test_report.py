@@ -159,7 +159,10 @@ def test_facts_of_a_replaced_file_are_stale_and_not_shown(root: Path) -> None:
     report, page = build(root)
     assert "0.123" not in page.text and "4321" not in page.text
     stale = {item.file for item in report.stale}
-    assert {"facts/parity/nail55-480.onnx.fp32.json", "facts/latency/cpu/nail55-480.onnx.fp32.json"} <= stale
+    assert {
+        "facts/parity/nail55-480.onnx.fp32.onnxruntime.json",
+        "facts/latency/cpu/nail55-480.onnx.fp32.json",
+    } <= stale
     assert "measured on another file" in page.text
     assert "Parity of nail55-480 onnx fp32" in page.text  # and it is missed below
 
@@ -238,7 +241,7 @@ def test_hints_follow_from_the_drawn_rows(root: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "data"),
     [
-        ("facts/parity/nail55-480.tfjs.fp16.json", b'{"artifact": '),
+        ("facts/parity/nail55-480.tfjs.fp16.chromium-wasm.json", b'{"artifact": '),
         ("facts/latency/chromium/nail55-480.tfjs.fp16.json", b"\xff\xfe\x00"),
         ("facts/latency/cpu/nail55-480.onnx.fp32.json", b""),
         ("facts/accuracy/nail43-480.json", b'{"variant": "nail43-480", "miou": 0.99}'),
@@ -308,7 +311,7 @@ def test_what_was_not_measured_is_listed_with_a_remedy(root: Path) -> None:
     gaps = page.text[page.text.index("What this report does not know") :]
     for words in (
         "Chromium with two threads The server was not isolated. Serve with COOP and COEP headers.",
-        "Numbers of 4 coreml files Core ML executes on Apple systems only.",
+        "4 coreml files in mil-reference Core ML executes on Apple systems only.",
         "Latency of 4 tfjs files No current latency belongs to them. "
         "Run nailtool benchmark --device chromium .",
         "Latency on cpu of nail43-480 onnx fp32",
