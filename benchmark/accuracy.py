@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +15,25 @@ import numpy.typing as npt
 from benchmark.parity import TorchReference
 from nailcore.data.folder import Dataset, Sample, Split
 from nailcore.errors import DataError
-from nailcore.facts import AccuracyResult, ImageAccuracy
+from nailcore.facts import (
+    AccuracyResult,
+    AccuracySlice,
+    ImageAccuracy,
+    ImageSet,
+    Interval,
+    WeightsFacts,
+    read_fact,
+)
 from nailcore.measure import describe_machine
 from nailcore.metrics import bootstrap, count_boundary, count_confusion
+from nailcore.nail_metrics import (
+    FOUND_IOU,
+    SLICES,
+    bootstrap_values,
+    describe_kind,
+    find_slice,
+    measure_nails,
+)
 from nailcore.preprocess import Letterbox, letterbox, unletterbox_mask
 from nailcore.runtime import Runner
 from nailcore.storage import hash_file, replacing
@@ -20,6 +41,7 @@ from nailcore.variant import Variant
 
 OVERLAY_LONG_SIDE_PX = 480
 Mask = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 
 def predict_mask(runner: Runner, variant: Variant, image: npt.NDArray[np.uint8]) -> Mask:
@@ -58,11 +80,19 @@ def _write_overlay(path: Path, overlay: npt.NDArray[np.uint8]) -> None:
 
 
 def evaluate_accuracy(
-    variant: Variant, weights: Path, dataset: Dataset, split: Split, overlay_dir: Path
+    variant: Variant,
+    weights: Path,
+    dataset: Dataset,
+    split: Split,
+    overlay_dir: Path,
+    *,
+    heads: Sequence[str] | None = None,
 ) -> AccuracyResult:
     """Segment every photo of one part at the variant's size and compare at the photo's own size.
 
-    Overlays are written to ``overlay_dir/<image>.jpg``.
+    Overlays are written to ``overlay_dir/<image>.jpg``. Fingers and directions are judged where the
+    images carry them and the head is among ``heads`` (default: those that the facts beside the
+    weights call trained; all where there are none).
 
     Raises:
         DataError, WeightsError: an input is missing or damaged; or the part is empty.
@@ -71,15 +101,8 @@ def evaluate_accuracy(
     if not samples:
         raise DataError(f"{dataset.root}: its {split} part is empty.")
     reference = TorchReference(variant, weights)
-    per_image: list[ImageAccuracy] = []
-    confusions: list[list[int]] = []
-    boundaries: list[list[int]] = []
-    for sample in samples:
-        result, edges = _evaluate_sample(reference, variant, sample, overlay_dir)
-        per_image.append(result)
-        confusions.append([result.tp, result.fp, result.fn, result.tn])
-        boundaries.append(edges)
-    counts = np.array(confusions, np.float64)
+    judged = find_heads(weights) if heads is None else tuple(heads)
+    per_image = [_evaluate_sample(reference, variant, sample, overlay_dir, judged) for sample in samples]
     return AccuracyResult(
         variant=variant.name,
         weights=weights.name,
@@ -89,23 +112,131 @@ def evaluate_accuracy(
         machine=describe_machine(),
         images=dataset.describe(split),
         output_stride=variant.output_stride,
+        per_image=per_image,
+        **sum_up(per_image),
+    )
+
+
+def find_heads(weights: Path) -> tuple[str, ...]:
+    """Trained heads as the facts beside a weights file have them; all where there are no facts."""
+    facts = weights.with_suffix(".json")
+    if not facts.is_file():
+        return ("fgbg", "finger", "direction")
+    return read_fact(facts, WeightsFacts).heads_trained
+
+
+def sum_up(per_image: Sequence[ImageAccuracy]) -> dict[str, Any]:
+    """The pooled figures of an AccuracyResult, each with its interval over images, and the slices.
+
+    Raises:
+        DataError: an image's boundary was not kept (facts of an older version).
+    """
+    counts = np.array([[i.tp, i.fp, i.fn, i.tn] for i in per_image], np.float64)
+    lost = [i.name for i in per_image if i.boundary is None]
+    if lost:
+        raise DataError(f"{lost[0]}: its facts hold no boundary counts.", hint="Measure it again.")
+    errors = [_list_errors(i) for i in per_image]
+    return {
+        "miou": bootstrap("miou", counts),
+        "nail_iou": bootstrap("nail_iou", counts),
+        "boundary_f": bootstrap("boundary_f", np.array([i.boundary for i in per_image], np.float64)),
+        "nail_recall": _find_recall(per_image),
+        "finger_accuracy": bootstrap_values(
+            [[n.finger_right for n in i.nails if n.finger_right is not None] for i in per_image], _mean
+        ),
+        "direction_error_median_deg": bootstrap_values(errors, _median),
+        "direction_error_p90_deg": bootstrap_values(errors, _p90),
+        "slices": [
+            _describe_slice(by, name, [i for i in per_image if i.kind and find_slice(by, i.kind) == name])
+            for by, parts in SLICES.items()
+            for name, _, _ in parts
+            if any(i.kind and find_slice(by, i.kind) == name for i in per_image)
+        ],
+    }
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean())
+
+
+def _median(values: Floats) -> float:
+    return float(np.median(values))
+
+
+def _p90(values: Floats) -> float:
+    return float(np.percentile(values, 90))
+
+
+def _list_errors(image: ImageAccuracy) -> list[float]:
+    return [n.direction_error_deg for n in image.nails if n.direction_error_deg is not None]
+
+
+def _find_recall(per_image: Sequence[ImageAccuracy]) -> Interval | None:
+    return bootstrap_values([[n.iou >= FOUND_IOU for n in i.nails] for i in per_image], _mean)
+
+
+def _describe_slice(by: str, name: str, images: Sequence[ImageAccuracy]) -> AccuracySlice:
+    counts = np.array([[i.tp, i.fp, i.fn, i.tn] for i in images], np.float64)
+    return AccuracySlice(
+        by=by,
+        name=name,
+        images=len(images),
+        nails=sum(len(i.nails) for i in images),
         miou=bootstrap("miou", counts),
         nail_iou=bootstrap("nail_iou", counts),
-        boundary_f=bootstrap("boundary_f", np.array(boundaries, np.float64)),
-        per_image=per_image,
+        nail_recall=_find_recall(images),
+    )
+
+
+def pool_accuracy(results: Sequence[AccuracyResult]) -> AccuracyResult:
+    """One result over the held-out parts of several folds: figures and intervals over all images.
+
+    Raises:
+        DataError: nothing to pool, other variants, or an image that was held out twice.
+    """
+    if not results:
+        raise DataError("There are no results to pool.")
+    variants = sorted({result.variant for result in results})
+    if len(variants) > 1:
+        raise DataError(f"Results of {' and '.join(variants)} cannot be pooled: one variant at a time.")
+    per_image = sorted((image for result in results for image in result.per_image), key=lambda i: i.name)
+    twice = [a.name for a, b in itertools.pairwise(per_image) if a.name == b.name]
+    if twice:
+        raise DataError(f"{twice[0]} is in two of the results: folds must not overlap.")
+    first = results[0]
+    digest = hashlib.sha256("\n".join(sorted(r.images.sha256 for r in results)).encode()).hexdigest()
+    weights = hashlib.sha256("\n".join(r.weights_sha256 for r in results).encode()).hexdigest()
+    name = re.sub(r" fold \d+/\d+", "", first.images.name)
+    return first.model_copy(
+        update={
+            "weights": f"{first.weights} × {len(results)}",
+            "weights_sha256": weights,
+            "images": ImageSet(
+                name=f"{name}, {len(results)} folds pooled",
+                sha256=digest,
+                count=len(per_image),
+                synthetic=any(r.images.synthetic for r in results),
+            ),
+            "per_image": per_image,
+            **sum_up(per_image),
+        }
     )
 
 
 def _evaluate_sample(
-    reference: Runner, variant: Variant, sample: Sample, overlay_dir: Path
-) -> tuple[ImageAccuracy, list[int]]:
-    image, truth = sample.load_image(), sample.load_mask()
-    predicted = predict_mask(reference, variant, image)
+    reference: Runner, variant: Variant, sample: Sample, overlay_dir: Path, heads: Sequence[str]
+) -> ImageAccuracy:
+    image, labels = sample.load_image(), sample.load_labels()
+    truth = labels.mask
+    box = Letterbox(image.shape[0], image.shape[1], variant.height_px, variant.width_px)
+    logits = reference.run(letterbox(image, variant.height_px, variant.width_px)[None])
+    predicted = unletterbox_mask(logits["fgbg"][0], box, variant.output_stride)
     confusion = count_confusion(predicted, truth)
     edge = count_boundary(predicted, truth)
     overlay = overlay_dir / f"{sample.name}.jpg"
     _write_overlay(overlay, draw_overlay(image, predicted, truth))
-    result = ImageAccuracy(
+    single = {name: value[0] for name, value in logits.items()}
+    return ImageAccuracy(
         name=sample.name,
         tp=confusion.tp,
         fp=confusion.fp,
@@ -113,5 +244,7 @@ def _evaluate_sample(
         tn=confusion.tn,
         nail_iou=confusion.nail_iou,
         overlay=overlay.name,
+        boundary=(edge.matched_predicted, edge.predicted, edge.matched_truth, edge.truth),
+        nails=measure_nails(predicted, labels, single, box, heads),
+        kind=describe_kind(image, labels.nail_index),
     )
-    return result, [edge.matched_predicted, edge.predicted, edge.matched_truth, edge.truth]

@@ -346,11 +346,14 @@ def _describe(
     weights.with_suffix(".json").unlink(missing_ok=True)
     first = variants[0]
     init = find_init(order.init)
+    heads = find_trained_heads(config, sources, init)
     measured: dict[bool, list[AccuracyResult]] = {False: [], True: []}
     for number, source in enumerate(sources):
         folder = order.out / "overlays" / (f"{number}" if len(sources) > 1 else "")
         for variant in variants:
-            result = evaluate_accuracy(variant, weights, source, "held-out", folder / variant.name)
+            result = evaluate_accuracy(
+                variant, weights, source, "held-out", folder / variant.name, heads=heads
+            )
             measured[source.card.synthetic].append(result)
     network = load_network(first, weights)
     trained_on = [source.describe("train") for source in sources]
@@ -362,7 +365,7 @@ def _describe(
         encoder_layers=first.encoder_layers,
         fusion_width=first.fusion_width,
         parameters=sum(p.numel() for p in network.parameters()),
-        heads_trained=find_trained_heads(config, sources, init),
+        heads_trained=heads,
         trained_on=_sum_up(trained_on),
         init=init.name if init else "random",
         init_sha256=hash_file(init) if init else "",

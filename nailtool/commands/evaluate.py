@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
 from nailtool.boundary import guarded
@@ -20,6 +23,18 @@ from nailtool.commands.options import (
 from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT
 from nailtool.terminal import Terminal, format_interval
 
+if TYPE_CHECKING:
+    from nailcore.facts import AccuracyResult, Interval
+
+
+WEIGHTS_HELP = (
+    "Measure this .safetensors file instead of the shipped weights, without the pipeline: weights in "
+    "training (NAME.partial.safetensors), of a fold, ... One variant, --variants."
+)
+FOLD_HELP = "k/n: measure on this fold of --data alone (with --weights)."
+POOL_HELP = "Pool the held-out folds of several trainings: their facts files (nail55.json). Repeat it."
+PART_HELP = "held-out, train or all (with --weights)."
+
 
 @guarded
 def evaluate(
@@ -28,17 +43,35 @@ def evaluate(
     variants: VariantsOption = None,
     out: OutOption = DEFAULT_OUT,
     jobs: JobsOption = DEFAULT_JOBS,
+    weights: Annotated[Path | None, typer.Option("--weights", help=WEIGHTS_HELP)] = None,
+    part: Annotated[str, typer.Option("--part", help=PART_HELP)] = "held-out",
+    fold: Annotated[str, typer.Option("--fold", metavar="K/N", help=FOLD_HELP)] = "",
+    pool: Annotated[list[Path] | None, typer.Option("--pool", metavar="FACTS", help=POOL_HELP)] = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Segment the held-out images with each variant and compare with their masks.
+    """Segment the held-out images with each variant and compare with their labels.
 
     Overlays are written beside the facts, below OUT/facts/accuracy.
 
-    Example: nailtool evaluate --data photos --variants nail55-480
+    Examples: nailtool evaluate --data photos --variants nail55-480
+
+    nailtool evaluate --data hands --weights runs/nail55.partial.safetensors --variants nail55-480
+
+    nailtool evaluate --pool runs/fold1/nail55.json --pool runs/fold2/nail55.json
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
+    if pool:
+        from nailtool.evaluation import pool_folds
+
+        show_accuracy(terminal, pool_folds(pool))
+        return
+    if weights is not None:
+        from nailtool.evaluation import evaluate_file
+
+        show_accuracy(terminal, [evaluate_file(weights, data, variants, out=out, part=part, fold=fold)])
+        return
     from nailcore.facts import AccuracyResult, read_fact
     from nailtool.pipeline import Order, check_data, describe_results, evaluate_accuracy
     from nailtool.rooms import select_names
@@ -54,6 +87,16 @@ def evaluate(
         for variant in chosen.values()
         if f"accuracy {variant.name}" in done
     ]
+    show_accuracy(terminal, facts, stages=describe_results(results))
+    code = show_failures(terminal, results)
+    if code:
+        raise typer.Exit(code)
+
+
+def show_accuracy(
+    terminal: Terminal, facts: list[AccuracyResult], *, stages: list[dict[str, Any]] | None = None
+) -> None:
+    """The tables of accuracy, nails and slices, and the same as JSON."""
     terminal.table(
         "Accuracy on held-out images (95 % intervals over images)",
         ("variant", "mIoU", "nail IoU", "boundary F", "images", "output stride"),
@@ -69,12 +112,45 @@ def evaluate(
             for fact in facts
         ),
     )
-    terminal.emit(
-        {
-            "accuracy": [fact.model_dump(mode="json") for fact in facts],
-            "stages": describe_results(results),
-        }
+    terminal.table(
+        "Per nail (found: a blob overlaps it with IoU 0.5 or more)",
+        ("variant", "nails", "found", "right finger", "direction error, median", "p90"),
+        (
+            (
+                fact.variant,
+                str(sum(len(image.nails) for image in fact.per_image)),
+                _format(fact.nail_recall),
+                _format(fact.finger_accuracy),
+                _format(fact.direction_error_median_deg, "°"),
+                _format(fact.direction_error_p90_deg, "°"),
+            )
+            for fact in facts
+        ),
     )
-    code = show_failures(terminal, results)
-    if code:
-        raise typer.Exit(code)
+    for fact in facts:
+        terminal.table(
+            f"{fact.variant} by kind of image (skin tone as photographed: exposure counts)",
+            ("by", "slice", "images", "nails", "mIoU", "nail IoU", "found"),
+            (
+                (
+                    part.by,
+                    part.name,
+                    str(part.images),
+                    str(part.nails),
+                    format_interval(part.miou),
+                    format_interval(part.nail_iou),
+                    _format(part.nail_recall),
+                )
+                for part in fact.slices
+            ),
+        )
+    document: dict[str, Any] = {"accuracy": [fact.model_dump(mode="json") for fact in facts]}
+    terminal.emit(document if stages is None else {**document, "stages": stages})
+
+
+def _format(interval: Interval | None, unit: str = "") -> str:
+    if interval is None:
+        return "–"
+    if unit:
+        return f"{interval.value:.1f}{unit} [{interval.low:.1f}–{interval.high:.1f}]"
+    return format_interval(interval)

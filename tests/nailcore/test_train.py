@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,3 +192,48 @@ def test_phases_must_add_up(dataset: Dataset) -> None:
 def test_precision_is_chosen_by_the_hardware() -> None:
     assert choose_precision("fp32") == "32-true" and choose_precision("bf16") == "bf16-mixed"
     assert choose_precision("auto") in ("32-true", "bf16-mixed")
+
+
+def run_script(arguments: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(dataset: Dataset, tmp_path: Path) -> None:
+    """Each takes half of every batch; they agree on the weights, and only the first one writes."""
+    script = Path(__file__).with_name("train_script.py")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = run_script([*torchrun, str(script), str(dataset.root), str(tmp_path / "two"), "4"], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {
+        "checkpoint.pt",
+        "tiny.safetensors",
+        "rank0.txt",
+        "rank1.txt",
+    }
+    ranks = [(tmp_path / "two" / f"rank{rank}.txt").read_text() for rank in range(2)]
+    assert ranks[0] == ranks[1]  # the same weights at the end, to the last bit
+    # A checkpoint of two processes is not one of a single process: the batches' statistics differ.
+    with pytest.raises(WeightsError, match="these differ: processes"):
+        run_training(TINY, dataset, CONFIG, tmp_path / "two", init=None)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    from nailcore import train
+
+    class Fabric:
+        world_size = 3
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_fabric", lambda _: Fabric())
+        with pytest.raises(NailtoolError, match="batch of 2 cannot be shared by 3 processes"):
+            run_training(TINY, dataset, CONFIG, tmp_path, init=None)

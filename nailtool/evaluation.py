@@ -1,0 +1,73 @@
+"""Accuracy outside the pipeline: a weights file in hand, and folds pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nailcore.errors import NailtoolError, UnknownNameError
+from nailcore.facts import AccuracyResult, WeightsFacts, read_fact, write_fact
+
+if TYPE_CHECKING:
+    from nailcore.data.folder import Split
+
+PARTS: dict[str, Split] = {"held-out": "held-out", "train": "train", "all": "all"}
+
+
+def evaluate_file(
+    weights: Path, data: Path | None, variants: str | None, *, out: Path, part: str, fold: str
+) -> AccuracyResult:
+    """Measure one weights file as one variant; writes the fact and its overlays to ``out``.
+
+    Raises:
+        NailtoolError: not exactly one variant, or no data folder.
+        WeightsError, DataError: an input cannot be used.
+    """
+    from benchmark.accuracy import evaluate_accuracy
+    from model_zoo import find_variant
+    from nailcore.data.folder import open_dataset
+    from nailcore.data.folds import Fold, select_fold
+
+    if part not in PARTS:
+        raise UnknownNameError("part", part, PARTS)
+    if data is None:
+        raise NailtoolError("--weights needs --data: a file is measured on a data folder.")
+    if not variants or "," in variants:
+        raise NailtoolError(
+            f"--weights measures one variant, --variants names {variants or 'none'}.",
+            hint="For example: --variants nail55-480.",
+        )
+    variant = find_variant(variants.strip())
+    dataset = open_dataset(data)
+    if fold:
+        dataset = select_fold(dataset, Fold.parse(fold))
+    name = f"{weights.stem}.{variant.name}.{dataset.root.resolve().name}"
+    result = evaluate_accuracy(variant, weights, dataset, PARTS[part], out / "overlays" / name)
+    write_fact(out / f"{name}.json", result)
+    return result
+
+
+def pool_folds(files: Sequence[Path]) -> list[AccuracyResult]:
+    """The photographs of several trainings' facts (or accuracy facts), pooled by variant.
+
+    Raises:
+        ArtifactError: a file is missing or holds no such facts.
+        DataError: a photograph was held out twice.
+    """
+    from benchmark.accuracy import pool_accuracy
+
+    by_variant: dict[str, list[AccuracyResult]] = {}
+    for path in files:
+        for result in _read_results(path):
+            by_variant.setdefault(result.variant, []).append(result)
+    return [pool_accuracy(results) for results in by_variant.values()]
+
+
+def _read_results(path: Path) -> list[AccuracyResult]:
+    from nailcore.errors import ArtifactError
+
+    try:
+        return read_fact(path, WeightsFacts).accuracy
+    except ArtifactError:
+        return [read_fact(path, AccuracyResult)]
