@@ -15,7 +15,7 @@ def make_app() -> typer.Typer:
     """All commands in one application; a new command is one line here."""
     import typer
 
-    from nailtool.commands import benchmark, build, data, doctor, evaluate, parity, report, train
+    from nailtool.commands import benchmark, build, data, doctor, evaluate, parity, report, run_coreml, train
 
     app = typer.Typer(
         name="nailtool",
@@ -30,6 +30,7 @@ def make_app() -> typer.Typer:
     app.callback()(show_version)
     app.command("build-variants")(build.build_variants)
     app.command("parity-check")(parity.parity_check)
+    app.command("run-coreml")(run_coreml.run_coreml)
     app.command("train")(train.train)
     app.command("evaluate")(evaluate.evaluate)
     app.command("benchmark")(benchmark.benchmark)
