@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from benchmark.causes import (
@@ -22,7 +21,8 @@ from benchmark.causes import (
 )
 from benchmark.causes_conv import explain_conv, explain_kernel_overflow
 from benchmark.causes_ends import explain_normalization, explain_output
-from benchmark.layer_map import LayerMap, Point, map_layers, relative_distance
+from benchmark.layer_map import LayerMap, Point, map_layers
+from benchmark.layer_tolerance import find_tolerance
 from benchmark.torch_graph import TorchGraph, as_input
 from deploy import find_target
 from model_zoo import find_variant
@@ -32,43 +32,7 @@ from nailcore.facts import ArtifactRef, Divergence
 from nailcore.runtime import Images, Layer, Runner, Tracer
 from nailcore.storage import hash_file
 
-F32 = npt.NDArray[np.float32]
 CHUNK_BYTES = 64 << 20  # tensors of the file held at once; each chunk costs one run of the file
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What a layer may differ by when it is fed with its own inputs: shares of its range of values.
-
-    One layer adds one rounding of its output and the rounding of its sums. Figures: measured largest
-    errors of clean files (see docs/bisect.md), times a margin of five or more.
-    """
-
-    arithmetic: float
-    stored: float  # what the stored weights may add to an output
-    weight: float  # largest difference of one weight, relative to it; 0: judged by distance
-    distance: float  # relative L2 distance of a kernel
-
-
-_ARITHMETIC = {"float32": 1e-5, "float32 on a GPU": 1e-4, "float16": 4e-3, "int8": 3e-2}
-_STORED = {"float32": (0.0, 1e-6, 1e-6), "float16": (2e-3, 2.0**-11, 1e-3), "compressed": (0.2, 0.0, 0.2)}
-
-
-def find_tolerance(artifact: Artifact, engine: str, layers: Sequence[Layer]) -> Tolerance:
-    """Tolerances by the arithmetic and the weight format the recipe, the engine and the layers tell of."""
-    recipe = artifact.made_by.config.get("recipe", {})
-    quantized = any("quantize" in layer.op.lower() for layer in layers)
-    half = artifact.kind == "coreml" and recipe.get("compute_dtype") == "float16"
-    arithmetic = "float32 on a GPU" if "webg" in engine else "float32"  # WebGL and WebGPU
-    if quantized or half or engine.endswith("fp16"):
-        arithmetic = "int8" if quantized else "float16"
-    stored = str(recipe.get("weights_dtype", "float32"))
-    if quantized or set(recipe) - {"name", "summary", "targets", "weights_dtype", "compute_dtype"}:
-        stored = "compressed"  # a quantizer's recipe: its own keys say what it did
-    if half and stored == "float32":
-        stored = "float16"
-    output, weight, distance = _STORED.get(stored, _STORED["compressed"])
-    return Tolerance(_ARITHMETIC[arithmetic], output, weight, distance)
 
 
 @dataclass(frozen=True)
@@ -148,37 +112,19 @@ class Bisection:
 
     def _check_point(self, point: Point, given: dict[str, torch.Tensor], found: torch.Tensor) -> LayerCheck:
         limits = self.tolerance
-        module = self.graph.nodes[point.node].module
+        limit, weight, kernel_ok = limits.arithmetic, None, True
         if point.kind == "same":
-            if not given:  # a cast of the image itself
-                given = {point.node: as_input(self._image)}
-            case = Case(self.graph, point, given, found, limits.arithmetic, 0.0)
-            return self._judge(case, point, module, limits.arithmetic, kernel_ok=True)
-        weight = self.tracer.read_weight(point.core) if point.core and point.kernel_is_whole else None
-        case = Case(self.graph, point, given, found, limits.arithmetic, limits.stored, weight)
-        kernel_ok = True
-        if weight is not None and case.conv is not None:
-            kernel_ok = self._is_ours(weight, case.conv.parameters["weight"].numpy())
-            case = Case(self.graph, point, given, found, limits.arithmetic, limits.stored, weight, kernel_ok)
-        case.fetch = self._fetch
-        case.tensors = self.map.tensors
-        limit = limits.arithmetic + (0.0 if case.base else limits.stored)
-        return self._judge(case, point, module, limit, kernel_ok=kernel_ok)
-
-    def _judge(self, case: Case, point: Point, module: str, limit: float, *, kernel_ok: bool) -> LayerCheck:
+            given = given or {point.node: as_input(self._image)}  # a cast of the image itself
+        elif point.core and point.kernel_is_whole:
+            weight = self.tracer.read_weight(point.core)
+        case = Case(self.graph, point, given, found, limits, weight, self._fetch, self.map.tensors)
+        if case.conv is not None:
+            kernel_ok = weight is None or case.weight_is_ours
+            limit += 0.0 if case.base else limits.stored  # a kernel whose rounding cannot be recomputed
         relative = case.error
         passed = kernel_ok and relative <= limit
+        module = self.graph.nodes[point.node].module
         return LayerCheck(point, module, relative, limit, passed, None if passed else case)
-
-    def _is_ours(self, found: F32, ours: F32) -> bool:
-        """The trained kernel, but for what its format rounds off."""
-        if found.shape != ours.shape or not np.isfinite(found).all():
-            return False
-        limits = self.tolerance
-        if limits.weight:
-            smallest = 2.0**-24 if limits.weight > 1e-5 else 0.0  # float16's subnormal step
-            return bool((np.abs(found - ours) <= limits.weight * 1.001 * np.abs(ours) + smallest).all())
-        return relative_distance(found, ours) <= limits.distance
 
     def _fetch(self, tensor: str) -> torch.Tensor:
         if tensor == self.artifact.input_name:
@@ -237,7 +183,7 @@ def _explain_missing_activation(case: Case) -> Cause | None:
         return None
     before = graph.evaluate(point.instead, case.given, case.base)
     residual = case.residual(before)
-    if residual > case.tolerance + (0.0 if case.base else case.weight_tolerance):
+    if residual > case.limit:
         return None
     node = graph.nodes[point.node]
     bounds = (

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from benchmark.layer_map import Point
+from benchmark.layer_tolerance import Tolerance
 from benchmark.torch_graph import TorchGraph, TorchNode
 
 F32 = npt.NDArray[np.float32]
@@ -46,17 +47,32 @@ class Case:
     point: Point
     given: dict[str, torch.Tensor]  # the file's own tensors the step rests on, by torch node
     found: torch.Tensor  # what the file computes
-    tolerance: float  # of the arithmetic, as a share of the layer's range
-    weight_tolerance: float  # what the stored format may add
+    limits: Tolerance
     weight: F32 | None = None  # kernel in the file
-    weight_is_ours: bool = False  # within its format's rounding
     fetch: Callable[[str], torch.Tensor] | None = None  # any other tensor of the file, by name
     tensors: Mapping[str, str] = field(default_factory=dict)  # file tensor -> torch node
     base: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # changes that are no defect
 
     def __post_init__(self) -> None:
         if self.weight is not None and self.weight_is_ours and self.conv is not None:
-            self.base = {self.conv.name: {"weight": torch.from_numpy(self.weight)}}
+            self.base = {self.conv.name: {"weight": torch.tensor(self.weight)}}
+
+    @property
+    def weight_is_ours(self) -> bool:
+        """The file's kernel is the trained one, but for its format's rounding."""
+        if self.weight is None or self.conv is None:
+            return False
+        return self.limits.same_kernel(self.weight, self.conv.parameters["weight"].numpy())
+
+    @property
+    def tolerance(self) -> float:
+        """Of the arithmetic alone."""
+        return self.limits.arithmetic
+
+    @property
+    def limit(self) -> float:
+        """Error at which a layer is right: with the stored weights' rounding where that stays unknown."""
+        return self.tolerance + (0.0 if self.base else self.limits.stored)
 
     @property
     def steps(self) -> list[TorchNode]:
@@ -105,19 +121,23 @@ class Case:
                 residual = self.residual(self.expected(hypothesis.changes))
             except RuntimeError:  # shapes that torch cannot convolve: not what the file does
                 continue
-            cause = Cause(hypothesis.name, hypothesis.detail, residual, hypothesis.module)
-            if residual <= self.accept(hypothesis):
+            sure = self._agrees(hypothesis, residual, error)
+            cause = Cause(hypothesis.name, hypothesis.detail, residual, hypothesis.module, confirmed=sure)
+            if sure:
                 return cause
             if residual <= _PARTLY * min(error, 1e9) and (best is None or residual < best.residual):
-                best = Cause(hypothesis.name, hypothesis.detail, residual, hypothesis.module, confirmed=False)
+                best = cause
         return best
 
-    def accept(self, hypothesis: Hypothesis) -> float:
-        """Error left at which a hypothesis is believed: the format's rounding, never most of the error."""
-        own_weight = any("weight" in values for values in hypothesis.changes.values())
-        limit = self.tolerance + (self.weight_tolerance if own_weight or not self.base else 0.0)
-        error = self.error
-        return min(limit, 0.3 * error) if np.isfinite(error) else limit
+    def _agrees(self, hypothesis: Hypothesis, residual: float, error: float) -> bool:
+        """Whether the error vanished, and proves something: a kernel must also be the file's own."""
+        conv = self.conv
+        if conv is not None and self.weight is not None and "weight" in hypothesis.changes.get(conv.name, {}):
+            weight = hypothesis.changes[conv.name]["weight"].detach().numpy()
+            if np.array_equal(weight, self.weight):
+                return residual <= self.tolerance
+            return residual <= self.limit and self.limits.same_kernel(self.weight, weight, 2)
+        return residual <= min(self.limit, 0.3 * error)
 
 
 def find_range(value: torch.Tensor) -> float:
@@ -184,14 +204,14 @@ def explain_wiring(case: Case) -> Cause | None:
     expected = list(case.given)
     strange = [name for name in theirs if case.tensors[name] not in expected]
     missing = [name for name in expected if name not in {case.tensors[t] for t in theirs}]
-    for tensor in strange:
+    for tensor in strange or theirs:  # another tensor, or one operand twice
         value = case.fetch(tensor)
         for leaf in missing:
             if value.shape != case.given[leaf].shape:
                 continue
             result = case.graph.evaluate(case.point.node, {**case.given, leaf: value}, case.base)
             residual = case.residual(result)
-            if residual <= case.tolerance + case.weight_tolerance:
+            if residual <= case.limit:
                 read, ours = (case.graph.nodes[n].module for n in (case.tensors[tensor], leaf))
                 return Cause("wrong input", f"it reads {read}; the network reads {ours} here", residual)
     return None
@@ -220,7 +240,7 @@ def explain_overflow(case: Case) -> Cause | None:
 def explain_values(case: Case) -> Cause | None:
     """The right values in the wrong place: permuted channels, other layout, flips, constant factor."""
     expected, found = case.expected(), case.found
-    limit = case.tolerance + case.weight_tolerance
+    limit = case.limit
     if expected.numel() != found.numel():
         return None
     if expected.shape == found.shape:
@@ -256,6 +276,10 @@ def _explain_factor(case: Case, expected: torch.Tensor, limit: float) -> Cause |
         return Cause("zeros", "the file computes nothing but zeros here", 0.0)
     factor = float((expected * case.found).sum() / (expected * expected).sum().clamp_min(1e-30))
     residual = case.residual(expected * factor)
+    adds = [n for n in case.graph.users[case.point.node] if case.graph.nodes[n].kind == "add"]
+    if residual <= limit and adds and abs(factor - 2) < 1e-3:
+        add = case.graph.nodes[adds[0]]
+        return Cause("wrong input", "it adds a tensor to itself; the network adds two", residual, add.module)
     if residual <= limit:
         return Cause("scale", f"all values are {factor:.6g} times the network's", residual)
     return None

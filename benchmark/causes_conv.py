@@ -49,9 +49,16 @@ def explain_kernel_overflow(case: Case) -> Cause | None:
     if case.weight.shape != ours.shape or not np.isfinite(case.weight).all():
         return None
     again = case.expected(_change(conv, case.weight))
-    same = bool((torch.isfinite(again) == torch.isfinite(case.found)).all())
     name, detail = _describe_kernel(case, conv, case.weight, ours)
-    return Cause(name, f"{detail}; its products overflow", 0.0, confirmed=same)
+    lost = ~torch.isfinite(case.found)
+    if bool((torch.isfinite(again) == ~lost).all()):
+        return Cause(name, f"{detail}; its products overflow", 0.0)
+    # Values within a rounding of the limit may fall to either side.
+    beyond, limit = again.abs(), float(np.finfo(np.float16).max)
+    if bool((beyond[lost] > 0.99 * limit).all()) and bool((beyond[~lost] < 1.01 * limit).all()):
+        said = f"{detail}; its products reach {float(beyond.max()):.4g}, float16 ends at {limit:g}"
+        return Cause("fp16 overflow", said, 0.0)
+    return Cause(name, f"{detail}; its products overflow", 0.0, confirmed=False)
 
 
 def _own_weight(node: TorchNode) -> F32:
@@ -59,7 +66,7 @@ def _own_weight(node: TorchNode) -> F32:
 
 
 def _change(node: TorchNode, weight: F32, **more: Any) -> dict[str, dict[str, Any]]:
-    return {node.name: {"weight": torch.from_numpy(np.ascontiguousarray(weight)), **more}}
+    return {node.name: {"weight": torch.tensor(np.ascontiguousarray(weight)), **more}}
 
 
 def _suggest_kernels(case: Case, conv: TorchNode) -> Iterable[Hypothesis]:
@@ -102,12 +109,15 @@ def _suggest_epsilons(case: Case, conv: TorchNode) -> Iterable[Hypothesis]:
     fitted = _fit_epsilon(case, conv, norm)
     if fitted is not None:
         candidates.append(fitted)
-    ours = _own_weight(conv)
+    theirs, ours = case.weight, _own_weight(conv)
+    ratios = {e: ((norm.variance + norm.epsilon) / (norm.variance + e)).sqrt() for e in candidates}
+    least = max(1e-6, 2 * case.limits.weight)  # a change that the format's rounding would hide
+    candidates = [e for e in candidates if float((ratios[e] - 1).abs().max()) > least]
+    kernels = {e: ours * ratio.numpy()[:, None, None, None] for e, ratio in ratios.items()}
+    if theirs is not None and theirs.shape == ours.shape:
+        candidates.sort(key=lambda e: relative_distance(kernels[e], theirs))
     for epsilon in candidates:
-        if np.isclose(epsilon, norm.epsilon, rtol=1e-3):
-            continue
-        ratio = ((norm.variance + norm.epsilon) / (norm.variance + epsilon)).sqrt()
-        weight = ours * ratio.numpy()[:, None, None, None]
+        ratio, weight = ratios[epsilon], kernels[epsilon]
         bias = norm.beta - (norm.beta - conv.parameters["bias"]) * ratio
         low, high = float(ratio.min()), float(ratio.max())
         said = (
@@ -162,7 +172,7 @@ def _name_kernel(case: Case, conv: TorchNode) -> Cause | None:
 
 
 def _describe_kernel(case: Case, conv: TorchNode, theirs: F32, ours: F32) -> tuple[str, str]:
-    return _describe_scale(case, conv, theirs, ours) or _describe_difference(theirs, ours)
+    return _describe_scale(case, conv, theirs, ours) or _describe_difference(case, theirs, ours)
 
 
 def _describe_scale(case: Case, conv: TorchNode, theirs: F32, ours: F32) -> tuple[str, str] | None:
@@ -173,15 +183,19 @@ def _describe_scale(case: Case, conv: TorchNode, theirs: F32, ours: F32) -> tupl
         trained = ", ".join(f"{s:g}" for s in _std(case))
         return "normalization", f"its kernel divides the colours by ({std}), the network by ({trained})"
     ratio = _channel_ratio(case, conv)
-    if ratio is None:
+    rounding = max(1e-6, case.limits.weight)
+    if ratio is None or np.abs(ratio - 1).max() < 0.25 * rounding:
         return None
-    if np.ptp(ratio) < 1e-4 * abs(ratio.mean()):
+    scaled = (ours * ratio[:, None, None, None]).astype(np.float32)
+    if case.limits.weight and not case.limits.same_kernel(theirs, scaled, 3):
+        return None
+    if np.ptp(ratio) < max(1e-4, 2 * case.limits.weight) * abs(ratio.mean()):
         return "weight scale", f"its kernel is {ratio.mean():.6g} times the trained one"
     told = f"{ratio.min():.6g} to {ratio.max():.6g}"
     return "channel scale", f"its kernel's channels are {told} times the trained ones"
 
 
-def _describe_difference(theirs: F32, ours: F32) -> tuple[str, str]:
+def _describe_difference(case: Case, theirs: F32, ours: F32) -> tuple[str, str]:
     for axis, what in ((0, "output"), (1, "input")):
         order = _match_rows(theirs, ours, axis)
         if order is not None:
@@ -189,7 +203,7 @@ def _describe_difference(theirs: F32, ours: F32) -> tuple[str, str]:
                 "channel permutation",
                 f"its kernel's {what} channels are the trained ones {tell_order(order)}",
             )
-    changed = np.abs(theirs - ours) > 1e-2 * np.abs(ours).max() * _SAME
+    changed = case.limits.find_changes(theirs, ours)
     share = float(changed.mean())
     if not theirs.any():
         return "damaged weight", "its kernel is all zeros"
@@ -253,12 +267,10 @@ def _suggest_paddings(case: Case, conv: TorchNode, total: int) -> Iterable[Hypot
     if total == 0:
         return
     told = f"the network pads {ours[0]} on each side"
-    for amount in range(2 * total + 1):
-        for before in range(amount + 1):
-            padding = (before, amount - before, before, amount - before)
-            if padding == ours:
-                continue
-            said = f"it pads {before} before and {amount - before} after; {told}"
+    for padding in _list_paddings(conv, total):
+        if padding != ours:
+            left, right, top, bottom = padding
+            said = f"it pads {top} above, {bottom} below, {left} left, {right} right; {told}"
             yield Hypothesis("padding", said, {conv.name: {"padding": padding}})
     for mode in ("replicate", "reflect", "circular"):
         yield Hypothesis("padding", f"it pads by {mode}; {told} with zeros", {conv.name: {"pad_mode": mode}})
@@ -266,6 +278,15 @@ def _suggest_paddings(case: Case, conv: TorchNode, total: int) -> Iterable[Hypot
         mean = float(case.graph.network.mean.mean())
         said = f"it pads with {-mean:g} (black); the network pads with the mean colour (zero)"
         yield Hypothesis("padding", said, {conv.name: {"pad_value": -mean}})
+
+
+def _list_paddings(conv: TorchNode, total: int) -> Iterable[tuple[int, int, int, int]]:
+    """Smaller and larger amounts split alike on both axes, then every split of the network's amount."""
+    for amount in range(2 * total + 1):
+        for before in range(amount + 1):
+            yield (before, amount - before, before, amount - before)
+    splits = [(before, total - before) for before in range(total + 1)]
+    yield from ((*across, *down) for across in splits for down in splits)
 
 
 def _suggest_biases(case: Case, conv: TorchNode) -> Iterable[Hypothesis]:
@@ -291,7 +312,7 @@ def _linear_part(case: Case, conv: TorchNode, weight: F32) -> tuple[torch.Tensor
     later = case.graph.between([*case.given, conv.name], case.point.node)
     if any(node.kind not in ("clip", "relu") for node in later):
         return None
-    change = {conv.name: {"weight": torch.from_numpy(np.ascontiguousarray(weight)), "bias": None}}
+    change = {conv.name: {"weight": torch.tensor(np.ascontiguousarray(weight)), "bias": None}}
     plain = case.graph.evaluate(conv.name, case.given, change)
     if plain.shape != case.found.shape:
         return None

@@ -15,11 +15,13 @@ _COLOURS = ("red", "green", "blue")
 
 def explain_normalization(case: Case) -> Cause | None:
     """The first step: constants, colour order, gamma, off-by-one crops, overflow of uint8."""
-    node = case.find("sub")
-    image = case.given.get(node.inputs[0]) if node is not None else None
-    if node is None or image is None or node.name != case.point.node or image.shape != case.found.shape:
+    node = case.graph.nodes[case.point.node]
+    if node.kind not in ("sub", "input"):  # some files copy the image before they touch it
         return None
-    mean = node.parameters["constant"]
+    image = case.given.get(node.inputs[0] if node.inputs else node.name)
+    if image is None or image.shape != case.found.shape:
+        return None
+    mean = node.parameters.get("constant", torch.zeros(1, 3, 1, 1))
     for order in itertools.permutations(range(3)):
         cause = _explain_affine(case, image[:, list(order)], mean, order)
         if cause is not None:

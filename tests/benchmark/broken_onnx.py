@@ -165,6 +165,12 @@ def rewire_residual(model: Any) -> None:
     add.input[other] = earlier.input[0]  # one residual block too early
 
 
+def double_operand(model: Any) -> None:
+    conv = conv_of(model, "low.stage4.1.layers.6")
+    add = reader_of(model, conv.output[0], "Add")
+    add.input[:] = [conv.output[0]] * 2
+
+
 def exchange_kernels(model: Any) -> None:
     one, two = "network.low.stage5.1.layers.3.weight", "network.low.stage5.2.layers.3.weight"
     a, b = read(model, one), read(model, two)
@@ -240,6 +246,7 @@ def list_defects(norm: Any, stale: Any) -> list[Defect]:
         Defect("BGR", before_normalization(reverse_colours), "normalize", "colour order"),
         Defect("off-by-one crop", before_normalization(shift_picture), "normalize", "spatial shift"),
         Defect("linear light", before_normalization(linear_light), "normalize", "gamma"),
+        Defect("operand twice", double_operand, "low.stage4.1.add", "wrong input"),
         Defect("wrong residual", rewire_residual, "low.stage5.3.add", "wrong input"),
     ]  # fmt: skip
 
