@@ -17,6 +17,7 @@ CLOSE_TIMEOUT_S = 10.0
 # The one way all drivers call the page: what the page throws comes back as a value, so that whatever a
 # driver itself raises is the browser's fault.
 CALL = """async (name, given) => {
+  if (!globalThis.nailtool) return { gone: true };
   try { return { value: (await nailtool[name](...given)) ?? null }; }
   catch (error) { return { error: String(error?.message ?? error) }; }
 }"""
@@ -66,10 +67,18 @@ def is_software_gpu(renderer: str) -> bool:
     return bool(_SOFTWARE.search(renderer))
 
 
+class PageGoneError(Exception):
+    """Another page answered than the one that was opened: what carried ours has crashed."""
+
+    def __init__(self) -> None:
+        super().__init__("the page is gone")
+
+
 def unwrap_answer(browser: str, answer: Any, doing: str) -> Any:
-    """The value inside what ``CALL`` returned; raises what the page threw."""
+    """The value inside what ``CALL`` returned; raises what the page threw, or PageGoneError."""
     if not isinstance(answer, dict) or not ({"value", "error"} & set(answer)):
-        raise BrowserError(f"{browser} answered something else than asked while {doing}: {answer!r:.100}")
+        # Firefox repeats a command in the page that tells of a crash.
+        raise PageGoneError
     if "error" not in answer:
         return answer["value"]
     reason = str(answer["error"])
@@ -167,4 +176,7 @@ POOL = SessionPool()
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message: drivers append logs by the page."""
-    return str(error).strip().split("\n")[0].removeprefix("Message: ").removeprefix("Page.evaluate: ")
+    line = str(error).strip().split("\n")[0]
+    for prefix in ("Message:", "Page.evaluate:", "BrowserType.launch:"):
+        line = line.removeprefix(prefix).strip()
+    return line or "it ended"

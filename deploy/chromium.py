@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy import browser
-from deploy.browser import CALL, POOL, describe_crash, first_line, limit_time, unwrap_answer
+from deploy.browser import CALL, POOL, PageGoneError, describe_crash, first_line, limit_time, unwrap_answer
 from deploy.web_server import LocalServer
 from nailcore.errors import MissingToolError
 
@@ -151,8 +151,7 @@ class ChromiumSession:
     def call(self, page: Page, function: str, *arguments: Any, doing: str, timeout_s: float) -> Any:
         """Await ``nailtool.<function>(*arguments)`` in the page; see the protocol for its errors."""
         with self._guard(doing, timeout_s):
-            answer = page.evaluate(_CALL, [function, list(arguments)])
-        return unwrap_answer(NAME, answer, doing)
+            return unwrap_answer(NAME, page.evaluate(_CALL, [function, list(arguments)]), doing)
 
     def describe_renderer(self, renderer: str) -> tuple[str, str]:
         """Chromium tells the truth about its renderer."""
@@ -165,7 +164,7 @@ class ChromiumSession:
         with limit_time(NAME, doing, timeout_s, self._kill) as fired:
             try:
                 yield
-            except Error as error:
+            except (Error, PageGoneError) as error:
                 self._kill()
                 if fired.is_set():
                     raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from deploy.process_group import ProcessGroup
 from nailcore.errors import BrowserError, MissingToolError
 
-INSTALL_HINT = "Install a virtual display (Debian, Ubuntu: `sudo apt-get install xvfb`)."
+INSTALL_HINT = "Install a virtual display (Debian, Ubuntu: `sudo apt-get install xvfb libgl1-mesa-dri`)."
 START_TIMEOUT_S = 30.0
 
 

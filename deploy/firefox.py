@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy import browser
-from deploy.browser import CALL, POOL, describe_crash, first_line, limit_time, unwrap_answer
+from deploy.browser import CALL, POOL, PageGoneError, describe_crash, first_line, limit_time, unwrap_answer
 from deploy.display import VirtualDisplay, find_display_server, has_display
 from deploy.process_group import ProcessGroup
 from deploy.web_server import LocalServer
@@ -239,7 +239,7 @@ class FirefoxSession:
         given = f"{json.dumps(function)}, {json.dumps(list(arguments))}"
         with self._guard(doing, timeout_s):
             text = self._evaluate(page, f"({CALL})({given}).then(JSON.stringify)")
-        return unwrap_answer(NAME, json.loads(text), doing)
+            return unwrap_answer(NAME, json.loads(text), doing)
 
     def describe_renderer(self, renderer: str) -> tuple[str, str]:
         """Firefox rounds renderer names to families ("llvmpipe, or similar") and keeps their kind."""
@@ -252,12 +252,11 @@ class FirefoxSession:
         with limit_time(NAME, doing, timeout_s, self._kill) as fired:
             try:
                 yield
-            except (OSError, EOFError, WebSocketException, _BidiError) as error:
-                said = self._group.last_words
+            except (OSError, EOFError, WebSocketException, _BidiError, PageGoneError) as error:
                 self._kill()
                 if fired.is_set():
                     raise
-                raise describe_crash(NAME, doing, f"{first_line(error)}{said}") from error
+                raise describe_crash(NAME, doing, first_line(error)) from error
 
     def _kill(self) -> None:
         self.alive = False

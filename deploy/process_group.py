@@ -16,6 +16,7 @@ from pathlib import Path
 
 _REAPER = Path(__file__).parent / "reaper.py"
 _GRACE_S = 10.0
+_MAX_OUTPUT_BYTES = 1_000_000
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy")
 _alive: weakref.WeakSet[ProcessGroup] = weakref.WeakSet()
 
@@ -39,20 +40,20 @@ class ProcessGroup:
         self.scratch = Path(tempfile.mkdtemp(prefix="nailtool-"))
         for name, text in (files or {}).items():
             (self.scratch / name).write_text(text, "utf-8")
-        self._log = Path(tempfile.mkstemp(prefix="nailtool-", suffix=".log")[1])
+        # Nameless, so there is nothing to clear up; open as long as someone may ask for the last words.
+        self._log = tempfile.TemporaryFile(prefix="nailtool-")  # noqa: SIM115
         ours = {key: value for key, value in os.environ.items() if key.lower() not in _PROXIES}
         places = {key: value.format(scratch=self.scratch) for key, value in (environment or {}).items()}
         arguments = [argument.format(scratch=self.scratch) for argument in command]
-        with self._log.open("wb") as log:
-            # The reaper has a session of its own: Ctrl-C in the terminal reaches us, and we end it.
-            self._reaper = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_REAPER), str(self.scratch), *arguments],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env={**ours, **places},
-                start_new_session=True,
-            )
+        # The reaper has a session of its own: Ctrl-C in the terminal reaches us, and we end it.
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_REAPER), str(self.scratch), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            env={**ours, **places},
+            start_new_session=True,
+        )
         self._owner = os.getpid()
         _alive.add(self)
 
@@ -68,10 +69,7 @@ class ProcessGroup:
 
     def read_output(self) -> str:
         """All it wrote so far to both of its streams."""
-        try:
-            return self._log.read_text("utf-8", "replace")
-        except FileNotFoundError:
-            return ""  # killed already
+        return os.pread(self._log.fileno(), _MAX_OUTPUT_BYTES, 0).decode("utf-8", "replace")
 
     @property
     def last_words(self) -> str:
@@ -93,7 +91,6 @@ class ProcessGroup:
                 os.killpg(self._reaper.pid, signal.SIGKILL)
             self._reaper.wait()
         shutil.rmtree(self.scratch, ignore_errors=True)
-        self._log.unlink(missing_ok=True)
         _alive.discard(self)
 
 

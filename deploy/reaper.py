@@ -27,9 +27,13 @@ def _adopt_orphans() -> None:
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _bury(group: int) -> None:
+def _kill(group: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
+
+
+def _bury() -> None:
+    """Wait for all that was killed, so that nothing is left for an init that may not exist."""
     deadline = time.monotonic() + _LAST_RESORT_S
     with contextlib.suppress(ChildProcessError):
         while time.monotonic() < deadline:
@@ -48,15 +52,17 @@ def _main(scratch: str, command: list[str]) -> int:
 
     def watch() -> None:
         sys.stdin.buffer.read()  # returns at the end of the lifeline
-        _bury(child.pid)
-        shutil.rmtree(scratch, ignore_errors=True)
-        os._exit(0)
+        _kill(child.pid)
 
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
-    _bury(child.pid)  # what it left running
+    _kill(child.pid)  # what it left running
+    _bury()
+    shutil.rmtree(scratch, ignore_errors=True)
     return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":
-    raise SystemExit(_main(sys.argv[1], sys.argv[2:]))
+    code = _main(sys.argv[1], sys.argv[2:])
+    sys.stdout.flush()
+    os._exit(code)  # the watcher may still sit in a read, which an orderly exit would trip over

@@ -16,7 +16,7 @@ Backend = Literal["wasm", "webgl", "webgpu"]
 # On a CPU that plays the GPU one image takes seconds where wasm takes a fifth of one.
 GPU_IMAGE_LIMIT = 2
 WASM_TIMEOUT_S = 120.0  # per image
-GPU_TIMEOUT_S = 300.0
+GPU_TIMEOUT_S = 600.0  # shaders are compiled during the first one
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ _LIST = (
         _gpu("chromium-webgpu"), "webgpu", lambda: chromium.borrow_session(gpu=True), chromium.find_browser
     ),
     BrowserEngine(
-        Engine("firefox-wasm", default=False), "wasm", firefox.borrow_session, lambda: firefox.check_tools(gpu=False)
+        Engine("firefox-wasm", default=False),
+        "wasm",
+        firefox.borrow_session,
+        lambda: firefox.check_tools(gpu=False),
     ),
     BrowserEngine(
         _gpu("firefox-webgl"),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy import browser
-from deploy.browser import CALL, POOL, describe_crash, first_line, limit_time, unwrap_answer
+from deploy.browser import CALL, POOL, PageGoneError, describe_crash, first_line, limit_time, unwrap_answer
 from deploy.display import VirtualDisplay, find_display_server
 from deploy.process_group import ProcessGroup
 from deploy.web_server import LocalServer
@@ -139,15 +139,15 @@ class WebKitSession:
         from selenium import webdriver
         from selenium.webdriver.common.proxy import Proxy
         from selenium.webdriver.remote.client_config import ClientConfig
+        from selenium.webdriver.remote.remote_connection import RemoteConnection
         from selenium.webdriver.webkitgtk.options import Options
 
         options = Options()
         options.binary_location = str(find_browser())
         options.add_argument("--automation")
-        address = f"http://127.0.0.1:{port}"
-        direct = ClientConfig(address, proxy=Proxy({"proxyType": "direct"}))
+        direct = ClientConfig(f"http://127.0.0.1:{port}", proxy=Proxy({"proxyType": "direct"}))
         with self._guard("starting a WebDriver session", browser.START_TIMEOUT_S):
-            return webdriver.Remote(address, options=options, client_config=direct)
+            return webdriver.Remote(RemoteConnection(client_config=direct), options=options)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -178,7 +178,7 @@ class WebKitSession:
         with self._guard(doing, timeout_s):
             self._driver.set_script_timeout(2 * timeout_s)  # one clock: the guard's
             answer = self._driver.execute_async_script(_EXECUTE, function, list(arguments))
-        return unwrap_answer(NAME, answer, doing)
+            return unwrap_answer(NAME, answer, doing)
 
     def describe_renderer(self, renderer: str) -> tuple[str, str]:
         """WebKit masks its GPU ("Apple GPU" everywhere); our display makes it draw in software."""
@@ -192,12 +192,11 @@ class WebKitSession:
         with limit_time(NAME, doing, timeout_s, self._kill) as fired:
             try:
                 yield
-            except (WebDriverException, HTTPError, OSError) as error:
-                said = self._group.last_words
+            except (WebDriverException, HTTPError, OSError, PageGoneError) as error:
                 self._kill()
                 if fired.is_set():
                     raise
-                raise describe_crash(NAME, doing, f"{first_line(error)}{said}") from error
+                raise describe_crash(NAME, doing, first_line(error)) from error
 
     def _kill(self) -> None:
         self.alive = False

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +78,7 @@ def examine(out_dir: Path, registry: Registry, *, real_imports: bool = True) -> 
     return [
         _examine_python(),
         *_examine_libraries(LIBRARIES, real_imports=real_imports),
-        _examine_chromium(),
-        *_examine_other_browsers(),
+        *_examine_browsers(),
         _examine_mac(),
         _examine_gpu(),
         _examine_memory(),
@@ -181,27 +180,27 @@ def try_imports(modules: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _examine_chromium() -> Finding:
-    from deploy.chromium import find_browser
+def _examine_browsers() -> Iterator[Finding]:
+    """None is required: everything else works without, and what is left out says so."""
+    from deploy import chromium, display, firefox, webkit
 
-    needed_for = "parity and latency of TF.js"
-    try:
-        path = find_browser()
-    except MissingToolError as error:
-        # Not required: everything else works, and what is left out says so.
-        return Finding(
-            what="Chromium or Chrome",
-            state="absent",
-            found=error.message,
-            needed_for=needed_for,
-            remedy=error.hint,
-        )
-    return Finding(
-        what="Chromium or Chrome",
-        state="ok",
-        found=f"{path} ({_ask_version(path)})",
-        needed_for=needed_for,
+    rows: tuple[tuple[str, Callable[[], Path], str, bool], ...] = (
+        ("Chromium or Chrome", chromium.find_browser, "parity and latency of TF.js", True),
+        ("Firefox", firefox.find_browser, "parity of TF.js in Firefox", True),
+        ("WebKitGTK driver", webkit.find_driver, "parity of TF.js in WebKitGTK", False),
+        ("WebKitGTK browser", webkit.find_browser, "parity of TF.js in WebKitGTK", False),
+        ("Xvfb", display.find_display_server, "WebKitGTK, and WebGL in Firefox", False),
     )
+    for what, find, needed_for, tells_version in rows:
+        try:
+            path = find()
+        except MissingToolError as error:
+            yield Finding(
+                what=what, state="absent", found=error.message, needed_for=needed_for, remedy=error.hint
+            )
+            continue
+        found = f"{path} ({_ask_version(path)})" if tells_version else str(path)
+        yield Finding(what=what, state="ok", found=found, needed_for=needed_for)
 
 
 def _ask_version(path: Path) -> str:
@@ -213,20 +212,6 @@ def _ask_version(path: Path) -> str:
         return "does not tell its version"
     lines = done.stdout.strip().splitlines()
     return lines[0] if lines else "does not tell its version"
-
-
-def _examine_other_browsers() -> Iterator[Finding]:
-    for what, programs in (
-        ("Firefox", ("firefox", "firefox-esr")),
-        ("WebKit", ("WebKitWebDriver", "safari")),
-    ):
-        path = next((found for found in map(shutil.which, programs) if found), None)
-        yield Finding(
-            what=what,
-            state="absent",
-            found=f"{path or 'not found'}; not used yet",
-            needed_for="nothing yet",
-        )
 
 
 def _examine_mac() -> Finding:

@@ -1,20 +1,33 @@
-"""The mark of tests that drive Chromium: they skip, with the way to get them in, where none is installed."""
+"""Marks of tests that drive a browser: they skip, with the way to get them in, where none is installed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from deploy.chromium import find_browser
+from deploy import chromium, firefox, webkit
 from nailcore.errors import MissingToolError
 
 
-def _find_obstacle() -> str:
+def _skip_unless(check: Callable[[], object]) -> pytest.MarkDecorator:
     try:
-        find_browser()
+        check()
     except MissingToolError as error:
-        return str(error).replace("\n", " ")
-    return ""
+        return pytest.mark.skip(reason=str(error).replace("\n", " "))
+    return pytest.mark.skipif(False, reason="installed")
 
 
-_obstacle = _find_obstacle()
-skip_without_browser = pytest.mark.skipif(bool(_obstacle), reason=_obstacle)
+skip_without_browser = _skip_unless(chromium.find_browser)
+skip_without_firefox = _skip_unless(lambda: firefox.check_tools(gpu=False))
+skip_without_webkit = _skip_unless(webkit.check_tools)
+SKIP_WITHOUT = {
+    "chromium": skip_without_browser,
+    "firefox": skip_without_firefox,
+    "webkit": skip_without_webkit,
+}
+
+
+def engine_mark(engine: str) -> pytest.MarkDecorator:
+    """The mark of a TF.js engine's browser."""
+    return SKIP_WITHOUT[engine.partition("-")[0]]

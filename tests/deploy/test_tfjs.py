@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from deploy.onnx_to_tf import freeze_onnx, make_probe_image, run_onnx, verify_ou
 from deploy.tf_passes import count_ops, fold_dilations, fold_pads
 from deploy.tfjs_write import optimise
 from nailcore.artifact import Artifact
-from nailcore.errors import ArtifactError, ConversionError, MissingToolError, NailtoolError
+from nailcore.errors import ArtifactError, ConversionError
 from tests.browser_marks import skip_without_browser
 from tests.deploy.tiny_onnx import FP16, FP32, NAMES, SIZE_PX, VARIANT, write_onnx
 
@@ -264,17 +261,6 @@ def test_damaged_folders_are_named(
 # -- the browser ---------------------------------------------------------------------------------
 
 
-def test_no_browser_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(chromium.BROWSER_VARIABLE, str(tmp_path / "absent"))
-    with pytest.raises(MissingToolError, match="is no file"):
-        chromium.find_browser()
-    monkeypatch.delenv(chromium.BROWSER_VARIABLE)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(chromium, "_PLACES", {})
-    with pytest.raises(MissingToolError, match="apt-get install chromium"):
-        chromium.find_browser()
-
-
 @pytest.mark.browser
 @skip_without_browser
 @pytest.mark.usefixtures("browser")
@@ -308,37 +294,3 @@ def test_an_output_name_the_file_lacks_is_refused(built: dict[str, tuple[Artifac
     other = artifact.model_copy(update={"output_names": {"fgbg": "mask"}})
     with pytest.raises(ArtifactError, match="no output mask; the model has fgbg, finger, direction"):
         tfjs.open_runner(other, path)
-
-
-@pytest.mark.browser
-@skip_without_browser
-def test_a_hanging_page_ends_in_time_and_the_next_browser_works() -> None:
-    session = chromium.borrow_session()
-    page = session.open_page()
-    page.evaluate("() => { nailtool.hang = () => { for (;;); }; }")
-    with pytest.raises(NailtoolError, match="did not answer within 1 s while waiting for nothing"):
-        session.call(page, "hang", doing="waiting for nothing", timeout_s=1)
-    assert not session.alive
-    again = chromium.borrow_session()
-    assert again is not session
-    assert again.open_page().evaluate("crossOriginIsolated") is True
-    chromium.return_session(again)
-
-
-@pytest.mark.browser
-@skip_without_browser
-def test_a_crashing_page_is_reported_as_such() -> None:
-    session = chromium.borrow_session()
-    try:
-        page = session.open_page()
-        page.evaluate("() => { nailtool.wait = () => new Promise(() => {}); }")
-        renderers = [p["id"] for p in session._processes() if p["type"] == "renderer"]
-        killers = [threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)) for pid in renderers]
-        for killer in killers:
-            killer.start()
-        with pytest.raises(NailtoolError, match="crashed while waiting"):
-            session.call(page, "wait", doing="waiting", timeout_s=30)
-        for killer in killers:
-            killer.join()
-    finally:
-        chromium.return_session(session)
