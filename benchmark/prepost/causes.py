@@ -78,10 +78,11 @@ def rank_causes(
     total = mean_abs(a, b) if a.shape == b.shape else 255.0
     if total == 0:
         return []
+    whole = bool((b == np.rint(b)).all())  # it was uint8: so would the mistake's result be
     causes = []
     for name, image in _list_hypotheses(a, b, source):
         if image.shape == b.shape:
-            residual = mean_abs(image, b)
+            residual = mean_abs(np.rint(image) if whole else image, b)
             causes.append(Cause(name, residual, 1 - residual / total))
     # Of causes that fit alike the first in the list is the more common one: sorting is stable.
     causes.sort(key=lambda cause: round(cause.residual, 2))
@@ -93,9 +94,10 @@ def _list_hypotheses(a: F32, b: F32, source: Source) -> Iterator[tuple[str, F32]
     if a.shape == b.shape:
         yield from _recoloured(a, source)
         yield from _wrapped(a, b)
-        yield from _shifted(a, b, source)
         if source.size is not None:
             yield from _placed(b, source)
+        yield from _shifted(a, b, source)
+        if source.size is not None:
             yield from _cropped(source)
             yield from _resampled(source)
         yield from _rescaled(a, b)
@@ -346,9 +348,10 @@ def _rescaled(a: F32, b: F32) -> Iterator[tuple[str, F32]]:
         yield f"values {name}", rescaled if "video" not in name else np.clip(rescaled, 0, 255)
     imagenet = (a / 255 - _IMAGENET_MEAN) / _IMAGENET_STD
     yield "values normalised with ImageNet's mean and deviation; the graph normalises by itself", imagenet
-    if a.std() > 1:
-        scale, offset = np.polyfit(a.ravel(), b.ravel(), 1)
-        line = np.asarray(scale * a + offset, np.float32)
+    inside = (b > b.min()) & (b < b.max())  # what may have been clipped would bend the line
+    if np.count_nonzero(inside) > 100 and a[inside].std() > 1:
+        scale, offset = np.polyfit(a[inside], b[inside], 1)
+        line = np.clip(scale * a + offset, b.min(), b.max()).astype(np.float32)
         if abs(scale - 1) > 0.01 or abs(offset) > 1:
             yield f"values scaled by {scale:.4g} and moved by {offset:+.4g}", line
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from deploy.browser import POOL, BrowserSession
 from deploy.web_server import BUNDLE_DIR
-from nailcore.errors import ArtifactError, UnknownNameError
+from nailcore.errors import ArtifactError, MissingToolError, UnknownNameError
 from nailcore.preprocess import Letterbox, letterbox
 from nailcore.runtime import Logits
 from nailcore.storage import hash_path
@@ -115,7 +115,10 @@ def _borrow(browser: str) -> BrowserSession:
     if browser == "chromium":
         return chromium.borrow_session()
     if browser == "firefox":
-        return firefox.borrow_session()
+        try:  # with WebGL, which reads colours under alpha; without a display server there is none
+            return firefox.borrow_session(gpu=True)
+        except MissingToolError:
+            return firefox.borrow_session()
     if browser == "webkit":
         return webkit.borrow_session()
     raise UnknownNameError("browser", browser, BROWSERS)

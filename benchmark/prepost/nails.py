@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nailcore.runtime import Logits
 from nailcore.tryon import Nail, angular_error_deg, find_nails, label_components, nail_mask, nail_score
-from nailcore.tryon.components import find_extents, softmax
+from nailcore.tryon.components import describe_nails, find_extents, softmax
 from nailcore.tryon.direction import mean_direction
 
 F32 = npt.NDArray[np.float32]
@@ -144,6 +144,13 @@ def _swap_fgbg(logits: Logits, area: int) -> list[Nail]:
 
 def _threshold(logits: Logits, area: int) -> list[Nail]:
     """The nail's logit above zero (its sigmoid above one half), whatever the background's is."""
+    fgbg, finger, direction = (logits[name][0] for name in ("fgbg", "finger", "direction"))
+    labels = label_components(fgbg[1] > 0)
+    return describe_nails(labels, nail_score(fgbg), finger, direction, min_area_px=area)
+
+
+def _sigmoid(logits: Logits, area: int) -> list[Nail]:
+    """As above, and the angles weighted by that sigmoid too."""
     fgbg = logits["fgbg"][0].copy()
     fgbg[0] = 0
     return _run(logits, area, fgbg=fgbg)
@@ -231,6 +238,7 @@ _MISTAKES: dict[str, Callable[[Logits, int], list[Nail]]] = {
     "finger order reversed within each hand": _reverse_within_hands,
     "nail and background swapped": _swap_fgbg,
     "mask by a threshold on the nail's logit instead of the argmax": _threshold,
+    "mask and score by the nail's sigmoid instead of the softmax": _sigmoid,
     "finger softmax over the wrong axis (pixels instead of classes)": _softmax_over_pixels,
     "finger logits summed without softmax": _vote_by_logits,
     "directions averaged without the foreground weight": _unweighted,

@@ -186,6 +186,8 @@ class Totals:
         at_most = {
             "max_abs_code_values": (limits.max_abs, "differs by {:.3g} code values at most"),
             "mean_abs_code_values": (limits.mean_abs, "differs by {:.3g} code values on average"),
+            "shift_px": (limits.contour_shift_px, "is shifted by {:.2g} px"),
+            "channels_permuted": (0, "has its channels in another order"),
             "flipped_permille": (limits.flipped_permille, "flips {:.3g} ‰ of the mask"),
             "unmatched_nails": (0, "finds {:g} nails more or fewer in an image"),
             "area_cells": (0, "finds a nail's area {:g} cells off"),

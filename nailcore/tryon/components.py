@@ -87,7 +87,13 @@ def find_nails(fgbg: F32, finger: F32, direction: F32, *, min_area_px: int) -> l
     """
     _check(fgbg, finger, direction, min_area_px)
     labels = label_components(nail_mask(fgbg))
-    score = nail_score(fgbg)
+    return describe_nails(labels, nail_score(fgbg), finger, direction, min_area_px=min_area_px)
+
+
+def describe_nails(
+    labels: npt.NDArray[np.int32], score: F64, finger: F32, direction: F32, *, min_area_px: int
+) -> list[Nail]:
+    """The records of components that are known already: labels and foreground softmax (h, w)."""
     nails = []
     for rows, columns in _group(labels):
         if len(rows) >= min_area_px:

@@ -117,29 +117,45 @@ export function letterbox(data, height, width, inputHeight, inputWidth) {
 // What the model takes: float32 RGB 0..255. Mean and deviation are inside the graph: do not divide.
 export const toTensor = (rgb) => Float32Array.from(rgb);
 
-// RGBA bytes of a bitmap with alpha: a 2D canvas stores colours multiplied by alpha and loses them.
-function readThroughWebGL(bitmap) {
-  const gl = new OffscreenCanvas(1, 1).getContext('webgl', { premultipliedAlpha: false });
-  if (!gl || Math.max(bitmap.width, bitmap.height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) return null;
+// A page's own canvas first: not every engine gives an OffscreenCanvas every kind of context.
+function makeContext(height, width, kind, options) {
+  if (typeof document === 'undefined') return new OffscreenCanvas(width, height).getContext(kind, options);
+  return Object.assign(document.createElement('canvas'), { height, width }).getContext(kind, options);
+}
+
+const make2d = (height, width) => makeContext(height, width, '2d', { willReadFrequently: true, colorSpace: 'srgb' });
+
+// RGBA bytes of a file with alpha: a 2D canvas stores colours multiplied by alpha and loses them. An
+// <img> and not a bitmap is uploaded: WebKit multiplies a bitmap's colours whatever it is told.
+async function readThroughWebGL(bytes, height, width) {
+  if (typeof Image !== 'function') return null;
+  const image = new Image();
+  image.src = URL.createObjectURL(new Blob([bytes]));
+  try {
+    await image.decode();
+    return uploadAndRead(image, height, width);
+  } finally {
+    URL.revokeObjectURL(image.src);
+  }
+}
+
+function uploadAndRead(image, height, width) {
+  const gl = makeContext(1, 1, 'webgl', { premultipliedAlpha: false });
+  if (!gl || Math.max(width, height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) return null;
+  if (image.naturalWidth !== width || image.naturalHeight !== height) return null;
   gl.pixelStorei(gl.UNPACK_PREMULTIPLY_ALPHA_WEBGL, false);
   gl.pixelStorei(gl.UNPACK_COLORSPACE_CONVERSION_WEBGL, gl.NONE);
   gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
-  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
+  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, image);
   gl.bindFramebuffer(gl.FRAMEBUFFER, gl.createFramebuffer());
   gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D,
     gl.getParameter(gl.TEXTURE_BINDING_2D), 0);
   if (gl.checkFramebufferStatus(gl.FRAMEBUFFER) !== gl.FRAMEBUFFER_COMPLETE) return null;
-  const data = new Uint8ClampedArray(bitmap.width * bitmap.height * 4);
-  gl.readPixels(0, 0, bitmap.width, bitmap.height, gl.RGBA, gl.UNSIGNED_BYTE, data);
+  const data = new Uint8ClampedArray(height * width * 4);
+  gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, data);
   const failed = gl.getError() !== gl.NO_ERROR;
   gl.getExtension('WEBGL_lose_context')?.loseContext();
   return failed ? null : data;
-}
-
-function makeContext(height, width) {
-  const options = { willReadFrequently: true, colorSpace: 'srgb' };
-  if (typeof OffscreenCanvas === 'function') return new OffscreenCanvas(width, height).getContext('2d', options);
-  return Object.assign(document.createElement('canvas'), { height, width }).getContext('2d', options);
 }
 
 function hasAlpha(data) {
@@ -149,21 +165,22 @@ function hasAlpha(data) {
 
 // Anything drawable (ImageBitmap, video, canvas) at its own size -> RGBA bytes, nothing scaled.
 export function readPixels(source, height, width) {
-  const context = makeContext(height, width);
+  const context = make2d(height, width);
   context.drawImage(source, 0, 0, width, height);
-  const { data } = context.getImageData(0, 0, width, height);
-  if (!hasAlpha(data)) return { data, height, width, reader: '2d' };
-  const exact = source instanceof ImageBitmap ? readThroughWebGL(source) : null;
-  return { data: exact ?? data, height, width, reader: exact ? 'webgl' : '2d, alpha multiplied in' };
+  return context.getImageData(0, 0, width, height).data;
 }
 
 const openBitmap = (bytes, options) => createImageBitmap(new Blob([bytes]), options);
 
-// File bytes -> RGBA bytes, upright, at the photo's own size.
+// File bytes -> RGBA bytes, upright, at the photo's own size; `reader` says how they were had.
 export async function decodePhoto(bytes) {
   const bitmap = await openBitmap(bytes, AS_STORED);
+  const { height, width } = bitmap;
   try {
-    return readPixels(bitmap, bitmap.height, bitmap.width);
+    const drawn = readPixels(bitmap, height, width);
+    if (!hasAlpha(drawn)) return { data: drawn, height, width, reader: '2d' };
+    const exact = await readThroughWebGL(bytes, height, width);
+    return { data: exact ?? drawn, height, width, reader: exact ? 'webgl' : '2d, alpha multiplied in' };
   } finally {
     bitmap.close();
   }
@@ -180,7 +197,7 @@ export async function preprocess(bytes, inputHeight, inputWidth) {
 export async function preprocessByCanvas(bytes, inputHeight, inputWidth, quality = 'low') {
   const bitmap = await openBitmap(bytes);
   const box = placePhoto(bitmap.height, bitmap.width, inputHeight, inputWidth);
-  const context = makeContext(inputHeight, inputWidth);
+  const context = make2d(inputHeight, inputWidth);
   context.fillStyle = `rgb(${PAD_VALUE} ${PAD_VALUE} ${PAD_VALUE})`;
   context.fillRect(0, 0, inputWidth, inputHeight);
   context.imageSmoothingEnabled = true;
