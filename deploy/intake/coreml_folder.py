@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from deploy.intake.documents import read_json
 from deploy.intake.folder import (
     MAX_MANIFEST_BYTES,
-    check_file,
     check_listing,
     check_relative,
     list_folder,
@@ -48,13 +47,12 @@ def check(path: Path) -> None:
 def _read_manifest(path: Path) -> tuple[dict[str, str], str]:
     """Paths below ``Data`` by item identifier, and the identifier of the model."""
     file = path / MANIFEST_FILE
-    check_file(file, MAX_MANIFEST_BYTES)
+    manifest: Any = read_json(file, MAX_MANIFEST_BYTES, "a package manifest")
     try:
-        manifest: Any = json.loads(file.read_bytes().decode("utf-8"))
         entries = manifest["itemInfoEntries"]
         root = manifest["rootModelIdentifier"]
         listed = {str(key): entry["path"] for key, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise refuse(file, f"is no package manifest: {type(error).__name__}: {error}.") from error
     if not isinstance(root, str):
         raise refuse(file, "is no package manifest: its root model is no name.")

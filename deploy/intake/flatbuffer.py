@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MAX_OBJECTS = 500_000  # tables and vectors; offsets may share targets, so a small file can hold many
+MAX_OBJECTS = 100_000  # tables and vectors; offsets may share targets, so a small file can hold many
 MAX_NESTING = 16
 
 # A field's type: a scalar's letter as in `struct`; "str"; "[x]" a vector of scalars x or of tables X;

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deploy.intake.documents import read_json
 from deploy.intake.folder import (
     MAX_DOCUMENT_BYTES,
-    check_file,
     check_listing,
     check_relative,
     check_shape,
@@ -52,18 +51,10 @@ def check(path: Path) -> None:
 
 def _read_document(path: Path) -> dict[str, Any]:
     file = path / MODEL_FILE
-    check_file(file, MAX_DOCUMENT_BYTES)
-    try:
-        document = json.loads(file.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise refuse(file, f"is not a TF.js model: {type(error).__name__}: {error}.") from error
+    document = read_json(file, MAX_DOCUMENT_BYTES, "a TF.js model")
     if not isinstance(document, dict):
         raise refuse(file, f"is not a TF.js model: it holds a {type(document).__name__}.")
     return document
-
-
-def _refuse_constant(word: str) -> float:
-    raise ValueError(f"{word} is no JSON number")
 
 
 def _check_format(document: dict[str, Any]) -> None:
