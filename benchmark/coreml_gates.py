@@ -6,13 +6,13 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from benchmark.comparison import Comparison
 from nailcore.artifact import Artifact
@@ -21,13 +21,14 @@ from nailcore.errors import ArtifactError, ConversionError, DataError, NailtoolE
 from nailcore.facts import Gate
 from nailcore.preprocess import letterbox
 from nailcore.runtime import Layer, Logits
-from nailcore.storage import hash_path
+from nailcore.storage import hash_file, hash_path
 from nailcore.variant import Variant
 
 if TYPE_CHECKING:
     import torch
 
     from deploy.mil import MilModel
+    from nailcore.nets import ExportForm
 
 LIMITS_FILE = Path(__file__).parent / "limits.toml"
 LIMITS_TABLE = "gates.coreml"
@@ -47,15 +48,16 @@ class GateLimits(BaseModel):
 
 
 @cache
-def load_gate_limits(path: Path = LIMITS_FILE) -> GateLimits:
-    """The gates' own limits.
+def load_gate_limits(recipe: str, path: Path = LIMITS_FILE) -> GateLimits:
+    """The gates' own limits: the table ["gates.coreml"], overlaid by ["gates.coreml.<recipe>"] if any.
 
     Raises:
         NailtoolError: the file or its table is missing or damaged.
     """
     try:
-        return GateLimits.model_validate(tomllib.loads(path.read_text("utf-8"))[LIMITS_TABLE])
-    except (OSError, KeyError, tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+        tables = tomllib.loads(path.read_text("utf-8"))
+        return GateLimits.model_validate(tables[LIMITS_TABLE] | tables.get(f"{LIMITS_TABLE}.{recipe}", {}))
+    except (OSError, KeyError, TypeError, tomllib.TOMLDecodeError, ValueError) as error:
         raise NailtoolError(
             f"{path.name}: no valid table [{LIMITS_TABLE!r}]: {error}",
             hint=f"It needs {', '.join(GateLimits.model_fields)}.",
@@ -90,7 +92,7 @@ class _Case:
     sibling: Path
     built: bool  # the sibling was converted for this check
     samples: tuple[Sample, ...]
-    network: Any  # nailcore.nets.ExportForm
+    network: ExportForm
 
     def reference(self, image: npt.NDArray[np.uint8]) -> Logits:
         """The torch network on one (H, W, 3) RGB image."""
@@ -139,8 +141,6 @@ def check_gates(  # noqa: PLR0917 - the same six things every target's gates are
         DataError: no photographs.
         WeightsError: the weights cannot be used.
     """
-    from nailcore.nets import load_network
-
     if not samples:
         raise DataError("The gates of CoreML need at least one photograph.")
     with tempfile.TemporaryDirectory(prefix="nailtool-sibling-") as scratch:
@@ -149,13 +149,21 @@ def check_gates(  # noqa: PLR0917 - the same six things every target's gates are
             sibling = path
         elif sibling is None or not sibling.exists():
             sibling, built = _build_sibling(variant, weights, Path(scratch)), True
-        network = load_network(variant, weights)
+        network = _load_network(variant, weights, hash_file(weights))
         case = _Case(variant, artifact, path, sibling, built, tuple(samples), network)
         return [
             _guard("semantics", _check_semantics, case),
             _guard("identity", _check_identity, case),
             _guard("end to end", _check_end_to_end, case),
         ]
+
+
+@lru_cache(maxsize=1)
+def _load_network(variant: Variant, weights: Path, _weights_sha256: str) -> ExportForm:
+    # A worker checks one variant's recipes one after the other.
+    from nailcore.nets import load_network
+
+    return load_network(variant, weights)
 
 
 def _build_sibling(variant: Variant, weights: Path, scratch: Path) -> Path:
@@ -186,7 +194,7 @@ def _check_semantics(case: _Case) -> Gate:
     """Float32 shows what float16's noise hides: a scale of .225 for .226, an epsilon, a rounded mean."""
     from deploy.mil import load_package
 
-    limits = load_gate_limits()
+    limits = load_gate_limits(case.artifact.recipe)
     model = load_package(case.sibling)
     pattern = make_pattern(case.variant.height_px, case.variant.width_px)
     worst: dict[str, tuple[float, str]] = {}
@@ -280,7 +288,7 @@ def _check_end_to_end(case: _Case) -> Gate:
     from deploy.coreml_runners import artifact_computes_half
     from deploy.mil import load_package
 
-    limits, half = load_gate_limits(), artifact_computes_half(case.artifact)
+    limits, half = load_gate_limits(case.artifact.recipe), artifact_computes_half(case.artifact)
     allowed_flips = limits_of(case.artifact, "mil-reference").flipped_permille
     model, scan, comparison = load_package(case.path), _Scan(), Comparison()
     lost = ""
@@ -306,7 +314,7 @@ def _check_end_to_end(case: _Case) -> Gate:
         )
     if comparison.pixels and not lost:
         problems += _judge_comparison(comparison, limits, allowed_flips, figures)
-    if half and not lost:
+    if half and not problems:  # of a file that fails, the band says nothing
         figures |= _measure_band(case, model)
     detail = "; ".join(problems) + "." if problems else _describe_pass(scan, comparison, figures)
     return Gate(name="end to end", passed=not problems, detail=detail, figures=figures)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from deploy.coremltools_import import import_coremltools, silence_coremltools
 from nailcore.artifact import Artifact
-from nailcore.errors import ArtifactError, ConversionError, MissingToolError
+from nailcore.errors import ArtifactError, ConversionError, MissingToolError, UnknownNameError
 from nailcore.measure import find_versions
 from nailcore.runtime import Images, Layer, Logits
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deploy.mil import MilModel
 
 Accumulation = Literal["fp32", "fp16"]
-ComputeUnits = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
+COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")  # coremltools' own words
 
 
 def _find_versions(*distributions: str) -> dict[str, str]:
@@ -122,7 +122,20 @@ def require_macos(what: str) -> None:
 class CoreMLRunner:
     """Runner: CoreML's own ``predict``, on macOS."""
 
-    def __init__(self, artifact: Artifact, path: Path, compute_units: ComputeUnits = "ALL") -> None:
+    def __init__(self, artifact: Artifact, path: Path, compute_units: str = "ALL") -> None:
+        """Load a package into CoreML.
+
+        Args:
+            artifact, path: the package and its manifest.
+            compute_units: one of `COMPUTE_UNITS`; which of them CoreML uses for an operation is its choice.
+
+        Raises:
+            MissingToolError: this is no Mac, or Pillow is missing.
+            UnknownNameError: no such compute units.
+            ArtifactError: CoreML does not load the package.
+        """
+        if compute_units not in COMPUTE_UNITS:
+            raise UnknownNameError("compute units", compute_units, COMPUTE_UNITS)
         require_macos(artifact.label)
         ct = import_coremltools()
         try:

@@ -135,6 +135,7 @@ class Editor:
 DENSE = "network.fusion8.project_f1"
 DILATED = "network.fusion16.project_f1"
 NARROW = "network.low.stage4.1.layers.0"  # a 1×1 convolution in the middle of the deep branch
+OVERFLOW = 2.0**15  # a power of two: torch weights can be scaled alike, bit for bit
 STRIDED = "network.high.stage4.0.layers.3"
 
 
@@ -309,7 +310,7 @@ def rename_op(package: Path, out: Path) -> str:
 def overflow(package: Path, out: Path) -> str:
     """A convolution before a ReLU6 grows beyond float16: its clip hides the infinities."""
     edit = Editor(package, out)
-    edit.change(edit.holder(edit.conv(NARROW), "weight"), lambda a: a * 3e4)
+    edit.change(edit.holder(edit.conv(NARROW), "weight"), lambda a: a * OVERFLOW)
     edit.save()
     return NARROW
 
