@@ -55,8 +55,12 @@ def save_checkpoint(path: Path, state: TrainState, identity: dict[str, Any]) -> 
     write_bytes(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path, state: TrainState, identity: dict[str, Any]) -> None:
+def load_checkpoint(
+    path: Path, state: TrainState, identity: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> None:
     """Continue from a checkpoint.
+
+    ``defaults``: values of settings that did not exist when the checkpoint was written.
 
     Raises:
         WeightsError: damaged, or of another training; says what differs, for another network in which layers.
@@ -71,6 +75,8 @@ def load_checkpoint(path: Path, state: TrainState, identity: dict[str, Any]) -> 
         ) from error
     # Another depth, width or decoder: name the layers before any setting.
     check_state(state.network, network, path)
+    for key, values in (defaults or {}).items():
+        found[key] = {**values, **found.get(key, {})}
     if found != identity:
         raise WeightsError(
             f"{path}: belongs to another training; these differ: {', '.join(_differences(found, identity))}.",

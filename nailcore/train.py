@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from nailcore.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from nailcore.data.augment import AugmentConfig
+from nailcore.data.augment import AugmentConfig, Crops
 from nailcore.data.folder import Dataset
 from nailcore.data.mixing import Batch, MixedBatches, Phase, PhotoStore
 from nailcore.errors import NailtoolError
@@ -53,6 +53,7 @@ class TrainConfig(BaseModel):
     mask_loss: MaskLoss = "lmp"
     plain_steps: int = Field(default=0, ge=0)  # cross-entropy + Dice before LMP: for random initialisation
     direction_loss: DirectionLoss = "l2"
+    crops: Crops = "opencv"
     ema_decay: float = Field(default=0.997, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -229,14 +230,14 @@ def run_training(
         [PhotoStore(dataset) for dataset in sources],
         config.list_phases(len(sources)),
         config.batch,
-        AugmentConfig(crop_px=config.crop_px, long_side_px=config.long_side_px),
+        AugmentConfig(crop_px=config.crop_px, long_side_px=config.long_side_px, crops=config.crops),
         config.seed,
         fabric.global_rank,
         fabric.world_size,
     )
     state = start_training(variant, config, init, build)
     if (out / CHECKPOINT).exists():
-        load_checkpoint(out / CHECKPOINT, state, identity)
+        load_checkpoint(out / CHECKPOINT, state, identity, defaults={"config": _dump(TrainConfig())})
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
     weights, partial = out / f"{variant.weights}.safetensors", out / f"{variant.weights}{PARTIAL}"
 
@@ -273,12 +274,16 @@ def describe_training(
     """What must be the same for a checkpoint to be gone on with."""
     return {
         "variant": variant.model_dump(mode="json"),
-        "config": config.model_dump(mode="json", exclude=FREE_SETTINGS),
+        "config": _dump(config),
         "precision": choose_precision(config.precision),
         "init_sha256": hash_file(init) if init is not None else "",
         "images_sha256": [dataset.describe("train").sha256 for dataset in sources],
         "processes": processes,
     }
+
+
+def _dump(config: TrainConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=FREE_SETTINGS)
 
 
 def _load_batches(batches: MixedBatches, first: int, workers: int) -> Iterable[Batch]:

@@ -36,6 +36,7 @@ SETTING_FLAGS = {
     "direction_loss": "--direction-loss",
     "plain_steps": "--plain-steps",
     "precision": "--precision",
+    "crops": "--crops",
 }
 TOOLS = ("torch", "lightning-fabric", "numpy", "opencv-python-headless")
 

@@ -53,6 +53,7 @@ def train(
     frozen_stages: Annotated[int, typer.Option("--frozen-stages", min=0, help=FROZEN_HELP)] = 3,
     lr_encoder: Annotated[float, typer.Option("--lr-encoder", help="Peak learning rate.")] = 5e-4,
     lr_decoder: Annotated[float, typer.Option("--lr-decoder", help="Peak learning rate.")] = 2e-3,
+    crops: Annotated[str, typer.Option("--crops", help="opencv, or kornia (slower on CPUs).")] = "opencv",
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")] = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Decides crops and initialisation.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as torch likes.")] = 0,
@@ -96,6 +97,7 @@ def train(
             "lr_encoder": lr_encoder,
             "lr_decoder": lr_decoder,
             "precision": precision,
+            "crops": crops,
         },
     )
     facts = train_depth(order, terminal.console() if not quiet else None)

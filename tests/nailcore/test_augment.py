@@ -25,6 +25,7 @@ from nailcore.data.augment import (
     repaint_nails,
     tilt,
 )
+from nailcore.data.augment_kornia import apply_plan_kornia
 from nailcore.data.labels import NailRecord, unit_vector
 from nailcore.variant import FINGER_CLASSES
 
@@ -201,3 +202,29 @@ def test_repainting_touches_the_nails_alone() -> None:
     away = cv2.dilate(mask, np.ones((13, 13), np.uint8)) == 0
     assert (painted[away] == image[away]).all() and (painted[mask > 0] != image[mask > 0]).any()
     assert (repaint_nails(image, np.zeros_like(mask), rng) == image).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kornia_makes_the_crop_that_opencv_makes(seed: int) -> None:
+    photo = make_photo()
+    config = AugmentConfig(crop_px=96, long_side_px=160, perspective=0.3)
+    plan = replace(
+        draw_plan(photo.nail_index, config, np.random.default_rng(seed)), noise=0.0, jpeg_quality=0
+    )
+    ours, theirs = apply_plan(photo, plan, 96), apply_plan_kornia(photo, plan, 96)
+    assert np.abs(ours.image.astype(int) - theirs.image).mean() < 1.0
+    assert np.mean(ours.mask != theirs.mask) < 0.002 and np.mean(ours.finger != theirs.finger) < 0.002
+    same = ours.finger == theirs.finger
+    np.testing.assert_array_equal(ours.direction[:, same], theirs.direction[:, same])
+    drawn = draw_crop(photo, replace(config, crops="kornia"), np.random.default_rng(seed))
+    assert (drawn.mask == draw_crop(photo, config, np.random.default_rng(seed)).mask).mean() > 0.998
+
+
+def test_kornia_adds_noise_and_compression_from_the_plan() -> None:
+    photo = make_photo()
+    plan = replace(make_plan(about_centre(np.eye(2))), noise=8.0, jpeg_quality=40)
+    noisy, again = (apply_plan_kornia(photo, plan, 96) for _ in range(2))
+    plain = apply_plan_kornia(photo, replace(plan, noise=0.0, jpeg_quality=0), 96)
+    assert (noisy.image == again.image).all()
+    assert 2 < np.abs(noisy.image.astype(int) - plain.image).mean() < 12
+    assert (noisy.finger == plain.finger).all()

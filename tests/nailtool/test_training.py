@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 import model_zoo
-from nailcore.errors import BusyError, NailtoolError, UnknownNameError
+from nailcore.data.synth import make_embedded_set
+from nailcore.data.synth.embedded import SEEDS
+from nailcore.errors import BusyError, NailtoolError, UnknownNameError, WeightsError
 from nailcore.facts import WeightsFacts, read_fact
 from nailcore.nets import load_network
 from nailcore.storage import hash_file
 from nailtool.cli import main
 from nailtool.lock import hold_folder
-from nailtool.training import ship_weights
+from nailtool.training import parse_data, parse_phase, ship_weights
 
 SETTINGS = ["--depth", "43", "--steps", "1", "--batch", "2", "--crop", "64", "--threads", "1", "--quiet"]
 
@@ -126,3 +128,70 @@ def test_unknown_depths_name_the_known_ones() -> None:
 
     with pytest.raises(UnknownNameError, match="43, 55"):
         find_depth(50)
+
+
+def test_data_and_phases_are_read_as_typed() -> None:
+    assert parse_data("hands:0.4") == (Path("hands"), 0.4)
+    assert parse_data("hands") == (Path("hands"), 1.0)
+    assert parse_data("C:hands") == (Path("C:hands"), 1.0)
+    assert parse_phase("2000:1,0.5") == (2000, (1.0, 0.5))
+    for wrong in ("2000", "x:1", "10:a"):
+        with pytest.raises(NailtoolError, match="expected STEPS:SHARE,SHARE"):
+            parse_phase(wrong)
+
+
+def test_sets_are_mixed_by_phases_cut_into_folds_and_stopped_by_the_clock(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hands = tmp_path / "hands"
+    make_embedded_set(hands, seeds=SEEDS[:2], width_px=160, height_px=120)
+    stems = sorted(path.stem for path in (hands / "images").iterdir())
+    groups = {stem: [stem] for stem in stems}
+    split = {"dataset": "hands", "note": "", "groups": groups, "held_out": [stems[1]]}
+    (hands / "split.json").write_text(json.dumps(split))
+    settings = ["--depth", "43", "--batch", "2", "--crop", "64", "--threads", "1", "--quiet"]
+    arguments = ["--data", str(hands), "--data", f"{photos}:2", "--phase", "1:1,0", "--phase", "1:0.5,0.5"]
+    arguments += ["--fold", "2/2", "--input-px", "288", "--out", str(tmp_path / "out"), *settings]
+    assert run(*arguments, "--max-minutes", "0.00001") == 0
+    assert not (tmp_path / "out" / "nail43-288.json").exists()
+    assert (tmp_path / "out" / "nail43-288.partial.safetensors").is_file()
+    assert run(*arguments) == 0
+    facts = read_fact(tmp_path / "out" / "nail43-288.json", WeightsFacts)
+    assert facts.heads_trained == ("fgbg", "finger", "direction") and facts.weights == "nail43-288"
+    assert [s.name for s in facts.sources] == ["embedded synthetic hands train", "photos0 fold 2/2 train"]
+    assert facts.trained_on.count == 2 and not facts.trained_on.synthetic
+    assert [a.variant for a in facts.accuracy] == ["nail43-288"] and not facts.accuracy[0].images.synthetic
+    rendered = facts.accuracy_synthetic[0]
+    assert rendered.images.synthetic and rendered.finger_accuracy and rendered.direction_error_median_deg
+    assert "--phase 1:1,0 --phase 1:0.5,0.5" in facts.command and "--fold 2/2" in facts.command
+    assert f"--data {photos.name}:2" in facts.command and str(tmp_path) not in facts.command
+    # Fine-tuning starts from these weights and says so.
+    again = ["--data", str(photos), "--init", str(tmp_path / "out" / "nail43-288.safetensors")]
+    assert run(*again, "--steps", "1", "--input-px", "288", "--out", str(tmp_path / "b"), *settings) == 0
+    tuned = read_fact(tmp_path / "b" / "nail43-288.json", WeightsFacts)
+    assert tuned.init == "nail43-288.safetensors" and tuned.init_sha256 == facts.sha256
+    assert tuned.heads_trained == ("fgbg", "finger", "direction")  # the two others were trained before
+    wrong = ["--data", str(photos), "--init", "nail55", "--steps", "1", "--out", str(tmp_path / "c")]
+    assert run(*wrong, *settings) == WeightsError.exit_code
+    assert "weights of another network" in " ".join(capsys.readouterr().err.split())
+
+
+def test_folds_of_two_trainings_are_pooled(
+    trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for number in ("1", "2"):
+        arguments = ["--weights", str(trained / "nail43.safetensors"), "--data", str(photos), "--quiet"]
+        arguments += ["--variants", "nail43-288", "--fold", f"{number}/2", "--out", str(tmp_path / number)]
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", *arguments])
+        assert ended.value.code == 0
+        files += list((tmp_path / number).glob("*.json"))
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--pool", str(files[0]), "--pool", str(files[1]), "--json"])
+    assert ended.value.code == 0
+    result = json.loads(capsys.readouterr().out)["accuracy"][0]
+    assert result["images"]["count"] == 2 and {i["name"] for i in result["per_image"]} == {"a", "b"}
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--weights", "gone.safetensors", "--data", str(photos)])
+    assert ended.value.code == NailtoolError.exit_code
