@@ -25,12 +25,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.deploy import mutations
 from tests.deploy.tiny_models import KINDS, make_image, make_models, read_model
 
-CASE_SECONDS = 60.0  # a whole trial may take as long before it counts as hung
+CASE_SECONDS = 120.0  # twice what a trial in a child may take; more counts as hung
+START_SECONDS = 600.0  # imports, on a busy machine
 WORKER_MEMORY_BYTES = 8 << 30
 BATCH = 500  # cases per worker: a leak must not decide about a later case
 HOME = Path(__file__).resolve().parents[2]
@@ -153,6 +154,7 @@ def work(kind: str, sound: Path, first: int, last: int) -> None:
         from deploy.coremltools_import import import_coremltools
 
         import_coremltools()
+    lines.write("{}\n")  # ready: from here on a case is timed
     for case in range(first, last):
         with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
             path = Path(scratch) / sound.name
@@ -166,24 +168,32 @@ def work(kind: str, sound: Path, first: int, last: int) -> None:
 def run_batch(kind: str, sound: Path, first: int, last: int) -> Iterator[dict[str, Any]]:
     """Results of the cases; a worker that dies or hangs is replaced after its case."""
     while first < last:
-        arguments = ["--work", kind, "--model", str(sound), "--first", str(first), "--cases", str(last)]
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "tests.deploy.fuzz_readers", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=HOME,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"},
-        )
-        for answer in _read_lines(worker):
-            yield answer
-            first = int(answer["case"]) + 1
-        ended = worker.poll()
-        worker.kill()
-        noise = (worker.communicate()[1] or b"").decode("utf-8", "replace")[-300:]
+        # A file for what it says: a pipe that nobody reads would block a noisy worker.
+        with tempfile.TemporaryFile() as said:
+            worker = _start_worker(kind, sound, first, last, said)
+            for answer in _read_lines(worker):
+                yield answer
+                first = int(answer["case"]) + 1
+            ended = worker.poll()
+            worker.kill()
+            worker.communicate()
+            said.seek(0)
+            last_words = said.read().decode("utf-8", "replace")[-300:]
         if first < last:
             how = "hang" if ended is None else f"crash: {_name(ended)}"
-            yield {"case": first, "verdict": "FAILED", "detail": f"{how} {noise}", "s": 0.0}
+            yield {"case": first, "verdict": "FAILED", "detail": f"{how} {last_words}", "s": 0.0}
             first += 1
+
+
+def _start_worker(kind: str, sound: Path, first: int, last: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
+    arguments = ["--work", kind, "--model", str(sound), "--first", str(first), "--cases", str(last)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.deploy.fuzz_readers", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=said,
+        cwd=HOME,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"},
+    )
 
 
 def _name(code: int) -> str:
@@ -196,13 +206,15 @@ def _read_lines(worker: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
     if stream is None:
         return
     pending = b""
-    while select.select([stream], [], [], CASE_SECONDS * 2)[0]:
+    patience_s = START_SECONDS
+    while select.select([stream], [], [], patience_s)[0]:
+        patience_s = CASE_SECONDS
         part = os.read(stream.fileno(), 65536)
         if not part:
             worker.wait()
             return
         *lines, pending = (pending + part).split(b"\n")
-        yield from (json.loads(line) for line in lines)
+        yield from (answer for answer in map(json.loads, lines) if answer)
 
 
 def fuzz(kind: str, cases: int, folder: Path, *, first: int = 0) -> Counter[str]:
