@@ -159,6 +159,7 @@ class _Case:
     limits: Limits
     heads_trained: tuple[str, ...]
     heatmap_dir: Path | None
+    golden: Path | None
 
     @property
     def variant(self) -> Variant:
@@ -182,7 +183,7 @@ def _execute(case: _Case, path: Path, weights_sha256: str) -> _Verdict:
             f"{artifact.label}: {c.name}: {c.detail}." for c in verdict.checks if not c.passed
         ]
     try:
-        runner = target.open_runner(artifact, path, case.engine.name)
+        runner = _open_runner(case, target, path)
     except MissingToolError as error:
         verdict.note = str(error)
         return verdict
@@ -197,6 +198,15 @@ def _execute(case: _Case, path: Path, weights_sha256: str) -> _Verdict:
     ):  # gates are about the file: once is enough
         _check_gates(case, path, verdict)
     return verdict
+
+
+def _open_runner(case: _Case, target: Target, path: Path) -> Runner:
+    """The engine itself, or what it answered elsewhere."""
+    if case.golden is None:
+        return target.open_runner(case.artifact, path, case.engine.name)
+    from benchmark.coreml_golden import GoldenRunner
+
+    return GoldenRunner(case.golden, case.artifact)
 
 
 def _check_gates(case: _Case, path: Path, verdict: _Verdict) -> None:
@@ -229,6 +239,8 @@ def _compare(case: _Case, runner: Runner, reference: Runner, verdict: _Verdict) 
     verdict.runtime = runner.runtime
     verdict.versions = {**runner.versions, **reference.versions}
     verdict.settings = {str(k): str(v) for k, v in getattr(runner, "settings", {}).items()}
+    if case.golden is not None:
+        verdict.settings |= {"recorded in": case.golden.name}
     comparison = compare_runners(reference, runner, case.samples, case.variant)
     verdict.failures += judge(case.artifact.label, comparison, case.limits, case.heads_trained)
     if case.heatmap_dir is not None:
@@ -245,6 +257,7 @@ def check_parity(
     engine: str = "",
     heatmap_dir: Path | None = None,
     heads_trained: Sequence[str] | None = None,
+    golden: Path | None = None,
 ) -> ParityResult:
     """Compare the artefact of a manifest with the torch network on one part of a data folder.
 
@@ -258,6 +271,8 @@ def check_parity(
         engine: one of the target's; default: its usual one.
         heatmap_dir: where heat-maps of the worst images are written; None: nowhere.
         heads_trained: heads whose figures are judged; default: what the facts beside the weights say.
+        golden: recorded answers to judge in the engine's place (see ``benchmark.coreml_golden``); they
+            must be of this very file and these very images.
 
     Raises:
         ArtifactError: the manifest is missing or damaged.
@@ -280,6 +295,7 @@ def check_parity(
         limits=limits_of(artifact, chosen.name),
         heads_trained=tuple(read_heads_trained(weights) if heads_trained is None else heads_trained),
         heatmap_dir=heatmap_dir,
+        golden=golden,
     )
     verdict = _reach_verdict(case, weights_sha256)
     return _describe(case, verdict, images, weights_sha256)

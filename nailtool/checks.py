@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from nailcore.artifact import read_manifest
 from nailcore.errors import ArtifactError
-from nailcore.facts import ParityResult, read_fact
+from nailcore.facts import ParityResult, PrePostResult, read_fact
 from nailcore.runtime import Engine
 from nailcore.variant import Variant
 from nailtool.executors import describe_place
 from nailtool.inputs import DataNode
+from nailtool.parity_stages import parity_stage, prepost_fact, prepost_stage
 from nailtool.rooms import select_names
 from nailtool.stage import Stage
 from nailtool.stages import Plan, Unit
+
+CORE_ML = "coreml"  # the engine whose answers can be recorded
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Check:
 
     unit: Unit
     engine: Engine
+    golden: Path | None = None  # what the engine answered on another machine
 
     @property
     def stage_name(self) -> str:
@@ -63,9 +68,85 @@ def plan_checks(
     for check in checks:
         sibling = plan.find_sibling(check.unit)
         there = sibling is not None and (sibling.name in coming or sibling.manifest.exists())
-        place = describe_place(plan.find_target(check.unit.kind), check.engine)
-        stages.append(plan.parity_stage(check.unit, data, check.engine, place, sibling if there else None))
+        place = {} if check.golden else describe_place(plan.find_target(check.unit.kind), check.engine)
+        stages.append(
+            parity_stage(
+                plan,
+                check.unit,
+                data,
+                check.engine,
+                place,
+                sibling=sibling if there else None,
+                golden=check.golden,
+            )
+        )
     return stages
+
+
+def add_goldens(plan: Plan, checks: Sequence[Check], goldens: Sequence[Path]) -> list[Check]:
+    """Checks with recorded answers in the place of the engine that gave them.
+
+    Raises:
+        ArtifactError: a golden is missing or damaged, or was recorded from none of the checked files.
+    """
+    from benchmark.coreml_golden import read_card
+
+    units = {check.unit.name: check.unit for check in checks}
+    recorded: dict[tuple[str, str], Check] = {}
+    for golden in goldens:
+        ref = read_card(golden).artifact
+        unit = units.get(ref.label)
+        if unit is None or read_manifest(unit.manifest).sha256 != ref.sha256:
+            raise ArtifactError(
+                f"{golden}: recorded from {ref.label} with SHA-256 {ref.sha256[:12]}…, which is none of the "
+                "files that are checked.",
+                hint="Check the very file it was recorded from, or record it again on a Mac.",
+            )
+        engine = next(engine for engine in plan.list_engines(unit.kind) if engine.name == CORE_ML)
+        recorded[unit.name, engine.name] = Check(unit, engine, golden.resolve())
+    kept = [check for check in checks if (check.unit.name, check.engine.name) not in recorded]
+    return [*kept, *recorded.values()]
+
+
+def plan_surroundings(
+    plan: Plan, checks: Sequence[Check], data: DataNode, ios_dumps: Sequence[Path]
+) -> list[Stage]:
+    """A stage per variant for what surrounds its network: in the browsers of its checks, and its packages."""
+    stages = []
+    variants = {check.unit.variant.name: check.unit.variant for check in checks}
+    for variant in variants.values():
+        own = [check for check in checks if check.unit.variant == variant]
+        places: dict[str, str] = {}
+        browsers: list[str] = []
+        for check in own:
+            found = describe_place(plan.find_target(check.unit.kind), check.engine)
+            browser = check.engine.name.partition("-")[0]
+            if "browser" in found and browser not in browsers:
+                browsers.append(browser)
+                places |= {f"{browser}'s {key}": value for key, value in found.items()}
+        packages = {check.unit.name: check.unit for check in own if check.unit.kind == CORE_ML}
+        if browsers or packages or ios_dumps:
+            stages.append(
+                prepost_stage(
+                    plan,
+                    variant,
+                    data,
+                    browsers=browsers,
+                    place=places,
+                    packages=list(packages.values()),
+                    ios_dumps=ios_dumps,
+                )
+            )
+    return stages
+
+
+def read_surroundings(plan: Plan, checks: Sequence[Check]) -> list[PrePostResult]:
+    """The facts of what surrounds the networks of some checks; missing ones are left out."""
+    facts = []
+    for variant in {check.unit.variant.name: check.unit.variant for check in checks}.values():
+        with suppress(ArtifactError):
+            facts.append(read_fact(prepost_fact(plan, variant), PrePostResult))
+    return facts
 
 
 def read_parity(plan: Plan, checks: Sequence[Check]) -> list[ParityResult]:

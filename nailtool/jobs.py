@@ -55,6 +55,7 @@ def check_parity(
     engine: str,
     fact: Path,
     heatmap_dir: Path,
+    golden: Path | None,
     progress: Progress,
 ) -> None:
     """Compare one artefact, executed by one engine, with the trained network on the held-out images."""
@@ -65,8 +66,44 @@ def check_parity(
     with replacing(heatmap_dir) as scratch:
         scratch.mkdir()
         result = parity.check_parity(
-            manifest, weights, _open_dataset(data), "held-out", engine=engine, heatmap_dir=scratch
+            manifest,
+            weights,
+            _open_dataset(data),
+            "held-out",
+            engine=engine,
+            heatmap_dir=scratch,
+            golden=golden,
         )
+    write_fact(fact, result)
+
+
+def check_prepost(
+    *,
+    variant: Variant,
+    weights: Path,
+    data: Path,
+    engines: Sequence[str],
+    packages: Sequence[Path],
+    ios_dumps: Sequence[Path],
+    fact: Path,
+    progress: Progress,
+) -> None:
+    """Compare what surrounds the network, in browsers, packages and the iOS app, with Python's."""
+    from benchmark.prepost import check_stages
+    from nailcore.facts import PrePostResult
+    from nailcore.storage import hash_file
+
+    fact.unlink(missing_ok=True)
+    dataset = _open_dataset(data)
+    stages = check_stages(
+        dataset, "held-out", variant, weights, engines, packages=packages, ios_dumps=ios_dumps
+    )
+    result = PrePostResult(
+        variant=variant.name,
+        weights_sha256=hash_file(weights),
+        images=dataset.describe("held-out"),
+        stages=stages,
+    )
     write_fact(fact, result)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from nailcore.errors import ArtifactError, DataError, MissingToolError
 from nailcore.facts import Skipped, write_fact
 from nailcore.variant import Variant
-from nailtool.checks import list_checks, plan_checks
+from nailtool.checks import add_goldens, list_checks, plan_checks, plan_surroundings
 from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT, DEFAULT_SETTINGS
 from nailtool.engine import explain_stages, run_stages
 from nailtool.executors import describe_place
@@ -144,18 +144,37 @@ def find_built(units: Sequence[Unit]) -> list[Unit]:
 
 
 def check_parity(
-    order: Order, units: Sequence[Unit], data: Path | None, engines: str | None = None
+    order: Order,
+    units: Sequence[Unit],
+    data: Path | None,
+    engines: str | None = None,
+    *,
+    goldens: Sequence[Path] = (),
+    stages: bool = False,
+    ios_dumps: Sequence[Path] = (),
 ) -> list[StageResult]:
     """Compare built artefacts with the trained network; a fact is written per artefact and engine.
 
-    ``engines``: None for the default ones, ``all``, or names with commas.
+    Args:
+        order: where and how.
+        units: built artefacts.
+        data: folder of photographs; None: the embedded set.
+        engines: None for the default ones, ``all``, or names with commas.
+        goldens: answers of CoreML that were recorded on a Mac, judged in its place.
+        stages: also compare what surrounds the network, and each step of the conversions.
+        ios_dumps: recordings of the iOS app, for the former.
 
     Raises:
         UnknownNameError: none of the units' targets has such an engine.
+        ArtifactError: a golden is damaged, or of another file.
     """
     plan = order.plan
-    stages = plan_checks(plan, list_checks(plan, units, engines), plan.data_node(data))
-    return run_plan(order, [*_data_stages(plan, data), *stages], data)
+    node = plan.data_node(data)
+    checks = add_goldens(plan, list_checks(plan, units, engines), goldens)
+    planned = plan_checks(plan, checks, node)
+    if stages:
+        planned += plan_surroundings(plan, checks, node, [path.resolve() for path in ios_dumps])
+    return run_plan(order, [*_data_stages(plan, data), *planned], data)
 
 
 def evaluate_accuracy(order: Order, variants: Sequence[str], data: Path | None) -> list[StageResult]:

@@ -27,7 +27,6 @@ from nailtool.rooms import Registry
 from nailtool.stage import Stage
 from quantize import Recipe
 
-LIMITS = "benchmark/limits.toml"
 PARITY_DIR = "facts/parity"
 
 
@@ -109,8 +108,8 @@ class Plan:
 
     def _build_stage(self, unit: Unit) -> Stage:
         parent = self._parent(unit)
-        weights = self._weights(unit.variant)
-        source: tuple[Node, ...] = weights if parent is None else (self._file(parent.path),)
+        weights = self.weights_nodes(unit.variant)
+        source: tuple[Node, ...] = weights if parent is None else (self.file_node(parent.path),)
         module = self.registry.targets[unit.kind]
         return Stage(
             name=unit.name,
@@ -130,14 +129,15 @@ class Plan:
                 tools_node(*self.find_target(unit.kind).TOOLS),
                 sources_node([module]),
             ),
-            products=(self._file(unit.path), self._file(unit.manifest)),
+            products=(self.file_node(unit.path), self.file_node(unit.manifest)),
             affinity=unit.variant.name,
         )
 
-    def _file(self, path: Path) -> FileNode:
+    def file_node(self, path: Path) -> FileNode:
+        """A file or folder below the output folder."""
         return FileNode(path.relative_to(self.out_dir).as_posix(), path)
 
-    def _weights(self, variant: Variant) -> tuple[FileNode, ValueNode]:
+    def weights_nodes(self, variant: Variant) -> tuple[FileNode, ValueNode]:
         """The weights file, and the facts beside it: loading checks the one against the other."""
         path = self.registry.weights_path(variant)
         if not path.is_file():
@@ -185,57 +185,13 @@ class Plan:
         fp32 = self.registry.recipes["fp32"]
         return self._unit(unit.variant, unit.kind, fp32) if unit.recipe.name != "fp32" else None
 
-    def parity_stage(
-        self,
-        unit: Unit,
-        data: DataNode,
-        engine: Engine,
-        place: Mapping[str, str],
-        sibling: Unit | None = None,
-    ) -> Stage:
-        """Checks one artefact, executed by one engine, against the trained network.
-
-        ``place`` names what executes it here beside Python distributions, e.g. the browser's version.
-        """
-        weights, fact = self._weights(unit.variant), self.parity_fact(unit, engine.name)
-        target, heatmap_dir = self.find_target(unit.kind), fact.with_suffix("")
-        files = [unit.path, unit.manifest] + ([sibling.path, sibling.manifest] if sibling else [])
-        return Stage(
-            name=f"parity {unit.name} {engine.name}",
-            family="torch",
-            job="nailtool.jobs:check_parity",
-            arguments={
-                "manifest": unit.manifest,
-                "weights": weights[0].location,
-                "data": data.location,
-                "engine": engine.name,
-                "fact": fact,
-                "heatmap_dir": heatmap_dir,
-            },
-            inputs=(
-                *map(self._file, files),
-                *weights,
-                data,
-                config_node(unit.variant, "variant"),
-                *(ValueNode(key, value) for key, value in place.items()),
-                ValueNode("engine", f"{engine.name}, {_describe_limit(engine)}"),
-                tools_node(*TOOLS["parity"], *target.RUNTIME_TOOLS),
-                sources_node(
-                    ["benchmark.parity", self.registry.targets[unit.kind], *_list_gates(unit.kind)],
-                    (LIMITS, *list_resources(SPLITS), *target.RESOURCES),
-                ),
-            ),
-            products=(self._file(fact), self._file(heatmap_dir)),
-            affinity=unit.variant.name,
-        )
-
     def accuracy_fact(self, variant: Variant) -> Path:
         """Where the accuracy of a variant is written."""
         return self.out_dir / "facts" / "accuracy" / f"{variant.name}.json"
 
     def accuracy_stage(self, variant: Variant, data: DataNode) -> Stage:
         """Evaluates one variant's weights on the held-out images."""
-        weights, fact = self._weights(variant), self.accuracy_fact(variant)
+        weights, fact = self.weights_nodes(variant), self.accuracy_fact(variant)
         overlay_dir = fact.with_suffix("")
         return Stage(
             name=f"accuracy {variant.name}",
@@ -255,7 +211,7 @@ class Plan:
                 tools_node(*TOOLS["accuracy"]),
                 sources_node(["benchmark.accuracy"], list_resources(SPLITS)),
             ),
-            products=(self._file(fact), self._file(overlay_dir)),
+            products=(self.file_node(fact), self.file_node(overlay_dir)),
         )
 
     def latency_fact(self, device: str, unit: Unit) -> Path:
@@ -285,8 +241,8 @@ class Plan:
                 "settings": dict(settings),
             },
             inputs=(
-                *(self._file(unit.path) for unit in units),
-                *(self._file(unit.manifest) for unit in units),
+                *(self.file_node(unit.path) for unit in units),
+                *(self.file_node(unit.manifest) for unit in units),
                 *(ValueNode(key, value) for key, value in machine.items()),
                 ValueNode("threads", str(settings["threads"])),
                 ValueNode("rounds", _describe_rounds(settings["rounds"])),
@@ -296,7 +252,7 @@ class Plan:
                     [resource for kind in kinds for resource in self.find_target(kind).RESOURCES],
                 ),
             ),
-            products=tuple(self._file(fact) for fact in facts),
+            products=tuple(self.file_node(fact) for fact in facts),
             exclusive=True,
         )
 
@@ -320,7 +276,7 @@ class Plan:
                 "report": report,
             },
             inputs=(
-                *(self._file(path) for path in found),
+                *(self.file_node(path) for path in found),
                 data,
                 ValueNode("nailtool's source", context["source_sha256"]),
                 tools_node("nailtool", *TOOLS["report"]),
@@ -331,16 +287,6 @@ class Plan:
             ),
             products=(FileNode(f"report {report.name}", report),),
         )
-
-
-def _list_gates(kind: str) -> list[str]:
-    from benchmark.parity import GATES
-
-    return [GATES[kind]] if kind in GATES else []
-
-
-def _describe_limit(engine: Engine) -> str:
-    return "all images" if engine.image_limit is None else f"first {engine.image_limit} images"
 
 
 def _describe_rounds(rounds: int) -> str:

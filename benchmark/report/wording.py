@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from nailcore.facts import Interval, Limits
+
+NEGLIGIBLE = 1e-6  # of a figure that tells a difference: rounding of float64
 
 
 def write_ms(value: float) -> str:
@@ -108,6 +110,15 @@ def write_figure(value: float) -> str:
     return f"{value:.4g}" if 1 <= abs(value) < 1e4 else write_small(value)
 
 
+def write_figures(figures: Mapping[str, float]) -> str:
+    """Those of many figures that are not nought, by their names; ``equal`` when all are."""
+    told = {name: value for name, value in figures.items() if abs(value) > NEGLIGIBLE}
+    words = (
+        f"{name.replace('_permille', ' ‰').replace('_', ' ')} {write_figure(v)}" for name, v in told.items()
+    )
+    return ", ".join(words) or ("equal" if figures else "")
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "ms": write_ms,
     "bytes": write_bytes,
@@ -117,6 +128,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "limit": write_limit,
     "limits": write_limits,
     "figure": write_figure,
+    "figures": write_figures,
     "iou": write_iou,
     "count": write_count,
     "millions": write_millions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +38,24 @@ EnginesOption = Annotated[
         help="Execute with these engines, e.g. chromium-wasm,firefox-webgl; else the usual ones.",
     ),
 ]
+StagesOption = Annotated[
+    bool,
+    typer.Option("--stages", help="Also compare each step of the conversions, and pre- and post-processing."),
+]
+GoldenOption = Annotated[
+    list[Path] | None,
+    typer.Option("--golden", metavar="FILE", help="Core ML's answers recorded on a Mac; may be repeated."),
+]
+IosDumpOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--ios-dump", metavar="FILE", help="Recorded by the iOS app, for --stages; may be repeated."
+    ),
+]
+BisectOption = Annotated[
+    Path | None,
+    typer.Option("--bisect", metavar="ARTIFACT", help="Only find this file's first layer that diverges."),
+]
 
 
 @guarded
@@ -47,6 +66,10 @@ def parity_check(
     targets: TargetsOption = None,
     recipes: RecipesOption = None,
     engines: EnginesOption = None,
+    stages: StagesOption = False,
+    golden: GoldenOption = None,
+    ios_dump: IosDumpOption = None,
+    bisect: BisectOption = None,
     out: OutOption = DEFAULT_OUT,
     jobs: JobsOption = DEFAULT_JOBS,
     force: ForceOption = False,
@@ -55,29 +78,39 @@ def parity_check(
 ) -> None:
     """Compare every built artefact with the trained network on held-out images.
 
-    Exit code 1 when an artefact fails; 3 when nothing could be executed here, or something that was asked
-    for by name. Unchanged artefacts keep the verdict they have.
+    Exit code 1 when an artefact fails or --bisect finds a layer; 3 when nothing could be executed here, or
+    not what was asked for by name. Unchanged artefacts keep the verdict they have.
 
     Example: nailtool parity-check --data photos --targets onnx
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     from nailcore.errors import ArtifactError, MissingToolError
-    from nailtool.checks import list_checks, read_parity
+    from nailtool.checks import add_goldens, list_checks, read_parity, read_surroundings
+    from nailtool.commands.parity_bisect import run_bisection
     from nailtool.commands.parity_table import show_parity
+    from nailtool.commands.stages_table import complain_of_surroundings, show_surroundings
     from nailtool.pipeline import Order, check_data, check_parity, describe_results, find_built
 
     order = Order(load_registry(), out_dir=out, jobs=jobs, force=force, watch=terminal.watch)
+    folder = check_data(data)
+    if bisect is not None:
+        note_data(terminal, folder)
+        run_bisection(terminal, order, bisect, folder, engines)
+        return
     units = find_units(order, variants, targets, recipes)
     built = find_built(units)
-    checks = list_checks(order.plan, built, engines)
-    folder = check_data(data)
+    checks = add_goldens(order.plan, list_checks(order.plan, built, engines), golden or [])
     note_data(terminal, folder)
-    results = check_parity(order, built, folder, engines)
+    results = check_parity(
+        order, built, folder, engines, goldens=golden or [], stages=stages, ios_dumps=ios_dump or []
+    )
     ended = {result.stage.name: result.status for result in results}
     facts = read_parity(
         order.plan, [check for check in checks if ended[check.stage_name] in ("built", "cached")]
     )
     show_parity(terminal, facts)
+    around = read_surroundings(order.plan, checks) if stages else []
+    show_surroundings(terminal, around)
     missing = [unit.name for unit in units if unit not in built]
     if missing:
         terminal.note(f"Not built, hence not checked: {', '.join(missing)}.")
@@ -89,10 +122,12 @@ def parity_check(
             "not_executed": sum(fact.status == "not executed" for fact in facts),
             "not_built": missing,
             "parity": [fact.model_dump(mode="json") for fact in facts],
+            "around_the_network": [fact.model_dump(mode="json") for fact in around],
             "stages": describe_results(results),
         }
     )
     code = show_failures(terminal, results)
+    failing = complain_of_surroundings(terminal, around)
     for fact in failed:
         label = fact.artifact.label
         sentences = " ".join(failure.removeprefix(f"{label}: ") for failure in fact.failures)
@@ -100,8 +135,8 @@ def parity_check(
     # A file that is not the one its manifest describes is a negative verdict, too.
     unusable = any(isinstance(result.error, ArtifactError) for result in results)
     lacking = _complain_of_gaps(terminal, facts, targets, engines)
-    if failed or code:
-        raise typer.Exit(1 if failed or unusable else code)
+    if failed or failing or code:
+        raise typer.Exit(1 if failed or failing or unusable else code)
     if lacking:
         raise typer.Exit(MissingToolError.exit_code)
 

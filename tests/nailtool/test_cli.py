@@ -233,7 +233,7 @@ def test_verdicts_decide_the_exit_code(
     assert call("build-variants", "--quiet", "--out", "out") == 0
 
     def check(
-        order: Order, units: Sequence[Unit], data: Path | None, engines: str | None = None
+        order: Order, units: Sequence[Unit], data: Path | None, engines: str | None, **_: object
     ) -> list[StageResult]:
         statuses = {"onnx": onnx, "tfjs": tfjs}
         plan = order.plan

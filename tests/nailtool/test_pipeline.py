@@ -18,6 +18,7 @@ from nailtool import executors, inputs, lock
 from nailtool.checks import list_checks, plan_checks
 from nailtool.command_line import shorten_command
 from nailtool.defaults import DEFAULT_SETTINGS
+from nailtool.parity_stages import parity_stage
 from nailtool.pipeline import describe_data, find_built, run_plan
 from nailtool.sources import hash_sources
 from nailtool.stages import Unit
@@ -152,7 +153,7 @@ def test_a_measurement_sees_the_declaration_and_the_written_split(
     def inputs(unit: Unit) -> list[dict[str, object]]:
         plan = order.plan
         made = (
-            plan.parity_stage(unit, data, Engine("onnxruntime"), {}),
+            parity_stage(plan, unit, data, Engine("onnxruntime"), {}),
             plan.accuracy_stage(unit.variant, data),
             plan.report_stage(tmp_path / "r", data, {"source_sha256": ""}),
         )
@@ -201,8 +202,8 @@ def test_a_verdict_depends_on_the_browser_and_on_how_many_images_an_engine_sees(
     target = plan.find_target(unit.kind)
 
     def state(engine: Engine) -> dict[str, object]:
-        stage = plan.parity_stage(
-            unit, plan.data_node(None), engine, executors.describe_place(target, engine)
+        stage = parity_stage(
+            plan, unit, plan.data_node(None), engine, executors.describe_place(target, engine)
         )
         return {node.name: node.state() for node in stage.inputs}
 
