@@ -3,7 +3,7 @@ import { memory, tensor4d, tidy } from '@tensorflow/tfjs-core';
 import { loadGraphModel } from '@tensorflow/tfjs-converter';
 import { assertAlive, startBackend } from './backends.js';
 import { fromBase64, toBase64 } from './base64.js';
-import { blameBrowser } from './trouble.js';
+import { BrowserTrouble, blameBrowser } from './trouble.js';
 
 let model = null;
 let outputNames = [];
@@ -19,6 +19,7 @@ export async function loadModel(url, names) {
 
 // pixels: Float32Array of (height, width, 3) RGB 0..255; names: of outputs or of any node
 export async function inferOnce(pixels, height, width, names = outputNames) {
+  if (!model) throw new BrowserTrouble('the page holds no model: it was loaded again by itself');
   try {
     const results = tidy(() => model.execute(tensor4d(pixels, [1, height, width, 3]), names));
     const tensors = Array.isArray(results) ? results : [results];
