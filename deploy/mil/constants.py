@@ -250,6 +250,9 @@ def describe_form(op: str, bindings: dict[str, Constant | StoredForm], values: V
         bits = bits_of(source.dtype) if isinstance(source, Constant) else 0
     if op == "constexpr_lut_to_dense" and "shape" in values:
         bits = int(values["lut"].size).bit_length() - 1
+    entries = bindings.get("lut")
+    if isinstance(entries, StoredForm) and not inner:
+        inner, scale = entries.scheme, entries.scale
     if "lut" in values:
         scheme, palette = "palette", values["lut"]
     elif "scale" in values:

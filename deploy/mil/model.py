@@ -170,13 +170,14 @@ class MilModel:
 
     def materialized(self) -> Iterator[Materialized]:
         """Every constant with its declared element type; see `constants`."""
-        fed = _feeds_constexpr(self._operations)
+        fed = _read_by(self._operations, constexpr=True)
+        used = _read_by(self._operations, constexpr=False) | set(self.program.block.outputs)
         for name, constant in self.program.constants.items():
             if isinstance(constant.value, np.ndarray) and constant.dtype != "string" and name not in fed:
                 form = StoredForm("plain", bits_of(constant.dtype))
                 yield Materialized(name, "const", constant.dtype, constant.value, form)
         for name, made in self._materialized.items():
-            if name not in fed:
+            if name in used:  # a sparse form's own mask may be read by nobody
                 yield made
 
     def _float_constant(self, name: str) -> Array | None:
@@ -234,11 +235,11 @@ def _finish(feature: Feature, value: Any, half: bool) -> Array:
     return np.array(array, dtype=wanted, copy=True, order="C")
 
 
-def _feeds_constexpr(operations: list[Operation]) -> set[str]:
+def _read_by(operations: list[Operation], *, constexpr: bool) -> set[str]:
     return {
         b.name
         for op in operations
-        if op.op.startswith("constexpr_")
+        if op.op.startswith("constexpr_") == constexpr
         for bindings in op.inputs.values()
         for b in bindings
         if isinstance(b, Reference)

@@ -61,7 +61,7 @@ def read_spec(path: Path) -> tuple[Any, Path]:
     model_file = find_model_file(path)
     import_coremltools()
     from coremltools.proto import Model_pb2
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     spec = Model_pb2.Model()
     try:
