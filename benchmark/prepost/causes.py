@@ -93,7 +93,7 @@ def _list_hypotheses(a: F32, b: F32, source: Source) -> Iterator[tuple[str, F32]
     yield from _turned(b, source)
     if a.shape == b.shape:
         yield from _recoloured(a, source)
-        yield from _wrapped(a, b)
+        yield from _wrapped(a, b, source)
         if source.size is not None:
             yield from _placed(b, source)
         yield from _shifted(a, b, source)
@@ -163,14 +163,20 @@ def _recoloured(a: F32, source: Source) -> Iterator[tuple[str, F32]]:
         yield "alpha blended over white", source.render(source.photo * share + 255 * (1 - share))
 
 
-def _wrapped(a: F32, b: F32) -> Iterator[tuple[str, F32]]:
+def _wrapped(a: F32, b: F32, source: Source) -> Iterator[tuple[str, F32]]:
     """Values that left 0..255 and came back at the other end: the difference jumps by 256."""
-    difference = np.rint(b - a).astype(np.int64)
-    offset = int(np.bincount(np.ravel(difference % 256), minlength=256).argmax())
-    turns = np.rint((difference - offset) / 256)
-    values, counts = np.unique(turns, return_counts=True)
-    if len(values) > 1 and np.sort(counts)[-2] >= 5e-4 * turns.size:
-        yield "values wrap around at 256 (integer overflow)", a + offset + 256 * turns.astype(np.float32)
+    regions = [(slice(None), slice(None))]
+    if source.size is not None:  # padding may have been added after the mistake
+        regions.append(find_region(source.photo.shape, source.size))
+    for region in regions:
+        difference = np.rint(b[region] - a[region]).astype(np.int64)
+        offset = int(np.bincount(np.ravel(difference % 256), minlength=256).argmax())
+        turns = np.rint((difference - offset) / 256)
+        counts = np.unique(turns, return_counts=True)[1]
+        if len(counts) > 1 and np.sort(counts)[-2] >= 5e-4 * turns.size:
+            wrapped = a.copy()
+            wrapped[region] += offset + 256 * turns.astype(np.float32)
+            yield "values wrap around at 256 (integer overflow)", wrapped
 
 
 def _shifted(a: F32, b: F32, source: Source) -> Iterator[tuple[str, F32]]:
