@@ -55,19 +55,6 @@ def check_folder(path: Path) -> None:
         ArtifactError: naming the file.
     """
     check_intake("tfjs", path)
-    try:
-        document = json.loads((path / "model.json").read_text("utf-8"))
-        groups = document["weightsManifest"]
-        for group in groups:
-            expected = sum(_stored_bytes(weight) for weight in group["weights"])
-            found = sum((path / shard).stat().st_size for shard in group["paths"])
-            if found != expected:
-                shards = ", ".join(group["paths"])
-                raise ArtifactError(f"{path}: {shards} hold {found} bytes, not {expected}.", hint=HINT)
-    except OSError as error:
-        raise ArtifactError(f"{error.filename}: cannot be read: {error.strerror}.", hint=HINT) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path / 'model.json'}: not a TF.js model: {error!r}", hint=HINT) from error
 
 
 def _stored_dtype(weight: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,16 +47,16 @@ class TfjsRunner:
         self._engine = find_browser_engine(engine)
         self._model = GraphModel(path)
         self.artifact = artifact
-        self._session = self._engine.borrow()
-        try:
+        with contextlib.ExitStack() as stack:
+            self._session = self._engine.borrow()
+            stack.callback(POOL.give_back, self._session)
             self._page = self._session.open_page()
+            stack.callback(self._session.close_page, self._page)
             self.backend = self._start(threads)
             self.settings = self._describe()
             url = f"{self._session.serve(path)}/model.json"
             self._call("loadModel", url, self._theirs, doing=f"loading {path.name}")
-        except BaseException:
-            POOL.give_back(self._session)
-            raise
+            self._borrowed = stack.pop_all()
         self.runtime = f"tfjs {self.backend['backend']}, {self._session.name}"
         packages = {
             name: found
@@ -138,8 +139,7 @@ class TfjsRunner:
 
     def close(self) -> None:
         """Close the page; the last runner of a process also closes the browser."""
-        self._session.close_page(self._page)
-        POOL.give_back(self._session)
+        self._borrowed.close()
 
 
 def encode_pixels(image: npt.NDArray[np.uint8]) -> str:

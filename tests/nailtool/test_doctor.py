@@ -61,18 +61,22 @@ def test_a_missing_library_is_exit_code_three(
 def test_a_machine_without_a_browser_can_do_the_rest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from deploy import chromium
+    from deploy import chromium, display, firefox, webkit
     from nailcore.errors import MissingToolError
 
     def find_nothing() -> Path:
-        raise MissingToolError("No Chromium.", hint="Install it.")
+        raise MissingToolError("None here.", hint="Install it.")
 
-    monkeypatch.setattr(chromium, "find_browser", find_nothing)
+    for module in (chromium, firefox, webkit):
+        monkeypatch.setattr(module, "find_browser", find_nothing)
+    monkeypatch.setattr(webkit, "find_driver", find_nothing)
+    monkeypatch.setattr(display, "find_display_server", find_nothing)
     monkeypatch.setattr(doctor, "LIBRARIES", ())
     code, findings = run_doctor(capsys, "--out", str(tmp_path))
     assert code == 0
-    assert findings["Chromium or Chrome"]["state"] == "absent"
-    assert findings["Chromium or Chrome"]["remedy"] == "Install it."
+    for what in ("Chromium or Chrome", "Firefox", "WebKitGTK driver", "WebKitGTK browser", "Xvfb"):
+        assert findings[what]["state"] == "absent", what
+        assert findings[what]["remedy"] == "Install it."
 
 
 def test_full_disk_missing_weights_and_unwritable_output(
