@@ -34,7 +34,8 @@ def half_ulp(values: F64, value_type: str) -> F64:
     """Half the distance of neighbouring floats at each value, subnormals included."""
     lowest, bits = _SMALLEST[value_type]
     _, exponent = np.frexp(values)  # value = m * 2**exponent, 0.5 <= m < 1
-    return np.asarray(np.ldexp(1.0, np.maximum(exponent - 1, lowest) - bits), np.float64)
+    exponent = np.where(values == 0, lowest, exponent - 1)  # frexp gives zero the exponent of one half
+    return np.asarray(np.ldexp(1.0, np.maximum(exponent, lowest) - bits), np.float64)
 
 
 def measure_loss(stored: Stored, reference: F64) -> tuple[float, Breach | None]:
@@ -79,9 +80,12 @@ def _allow(stored: Stored, values: F64, reference: F64) -> tuple[F64, str]:
             if stored.saturated is not None:
                 half = np.where(stored.saturated, stored.step, half)
             return half + slack, f"more than half a step of its scale ({stored.form})"
-    if kind == "fp32":
-        return np.zeros_like(reference), "float32 loses nothing"
-    return rounding, f"more than half a unit in the last place of {kind}"
+    if kind != "fp16":
+        return np.zeros_like(reference), f"{kind} loses nothing"
+    # Half a unit in the last place, or less: just below a power of two floats lie closer.
+    with np.errstate(over="ignore"):
+        nearest = reference.astype(np.float16).astype(np.float64)
+    return np.abs(nearest - reference), f"another {kind} is nearer"
 
 
 def _find_worst(values: F64, reference: F64, allowed: F64, rule: str) -> tuple[float, Breach | None]:
