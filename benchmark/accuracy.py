@@ -97,11 +97,24 @@ def evaluate_accuracy(
     Raises:
         DataError, WeightsError: an input is missing or damaged; or the part is empty.
     """
-    samples = dataset.part(split)
-    if not samples:
+    if not dataset.part(split):
         raise DataError(f"{dataset.root}: its {split} part is empty.")
     reference = TorchReference(variant, weights)
     judged = find_heads(weights) if heads is None else tuple(heads)
+    return evaluate_runner(reference, variant, weights, dataset, split, overlay_dir, judged)
+
+
+def evaluate_runner(  # noqa: PLR0917 - ``evaluate_accuracy`` with what it opened
+    reference: Runner,
+    variant: Variant,
+    weights: Path,
+    dataset: Dataset,
+    split: Split,
+    overlay_dir: Path,
+    judged: Sequence[str],
+) -> AccuracyResult:
+    """The same for anything that runs: ``weights`` is only named and hashed."""
+    samples = dataset.part(split)
     per_image = [_evaluate_sample(reference, variant, sample, overlay_dir, judged) for sample in samples]
     return AccuracyResult(
         variant=variant.name,

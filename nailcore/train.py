@@ -132,7 +132,7 @@ def initialise(network: Cascade, init: Path, frozen_stages: int) -> None:
         network.load_state_dict(state)
     else:
         init_encoders(network, init)
-    for branch in (network.high, network.low):
+    for branch in network.encoders():
         as_encoder(branch).freeze(frozen_stages)
 
 
@@ -149,7 +149,7 @@ def start_training(
         initialise(network, init, config.frozen_stages)
     # Channels-last is a third faster for depthwise convolutions on CPUs (and GPUs).
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    encoder = [*network.high.parameters(), *network.low.parameters()]
+    encoder = [p for branch in network.encoders() for p in branch.parameters()]
     known = {id(p) for p in encoder}
     groups = [
         ([p for p in encoder if p.requires_grad], config.lr_encoder),

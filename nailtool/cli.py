@@ -15,7 +15,18 @@ def make_app() -> typer.Typer:
     """All commands in one application; a new command is one line here."""
     import typer
 
-    from nailtool.commands import benchmark, build, data, doctor, evaluate, parity, report, run_coreml, train
+    from nailtool.commands import (
+        ablate,
+        benchmark,
+        build,
+        data,
+        doctor,
+        evaluate,
+        parity,
+        report,
+        run_coreml,
+        train,
+    )
 
     app = typer.Typer(
         name="nailtool",
@@ -32,6 +43,7 @@ def make_app() -> typer.Typer:
     app.command("parity-check")(parity.parity_check)
     app.command("run-coreml")(run_coreml.run_coreml)
     app.command("train")(train.train)
+    app.command("ablate")(ablate.ablate)
     app.command("evaluate")(evaluate.evaluate)
     app.command("benchmark")(benchmark.benchmark)
     app.command("report")(report.report)

@@ -165,6 +165,17 @@ def choose_variants(order: TrainOrder) -> list[Variant]:
     return [v.model_copy(update={"weights": f"nail{order.depth}-{order.input_px}"}) for v in found]
 
 
+def check_extra() -> None:
+    """Raises MissingToolError when the extra ``train`` is not installed."""
+    try:
+        import lightning_fabric  # noqa: F401
+    except ImportError as error:
+        raise MissingToolError(
+            "Training needs lightning-fabric, which is not installed.",
+            hint='Install the extra: pip install "nailtool[train]".',
+        ) from error
+
+
 def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts | None:
     """Train (or resume, or find finished) one depth; writes weights, facts and card to ``order.out``.
 
@@ -179,13 +190,7 @@ def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts | No
     from nailcore.train import CHECKPOINT, PARTIAL, is_partial, run_training
     from nailtool.lock import hold_folder
 
-    try:
-        import lightning_fabric  # noqa: F401
-    except ImportError as error:
-        raise MissingToolError(
-            "Training needs lightning-fabric, which is not installed.",
-            hint='Install the extra: pip install "nailtool[train]".',
-        ) from error
+    check_extra()
     variants = choose_variants(order)
     config = make_config(order)
     init = find_init(order.init)

@@ -86,6 +86,10 @@ class Cascade(nn.Module):
         self.fusion8 = Fusion(fusion_width, high[8], fusion_width, fusion_conv)  # ... with high stage 4
         self.output = OutputBranch(fusion_width, refined=True)
 
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The branches that a pretrained backbone initialises."""
+        return (self.high, self.low)
+
     def _fuse(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # A 2×2 mean is exactly the half-pixel bilinear resize by one half.
         low = self.low(F.avg_pool2d(x, 2))

@@ -138,7 +138,7 @@ def init_encoders(network: Cascade, path: Path) -> int:
             hint="Pass --init a MobileNetV2 1.00 exported with Keras layer names.",
         ) from error
     count = 0
-    for branch in (network.high, network.low):
+    for branch in network.encoders():
         if not isinstance(branch, MobileNetV2Prefix):
             raise WeightsError(f"{path}: initialises MobileNetV2, not {type(branch).__name__}.")
         for names in keras_names(branch.last):
