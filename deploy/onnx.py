@@ -51,8 +51,12 @@ def _silence() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -> Artifact:
+def convert(
+    variant: Variant, recipe: dict[str, Any], parent: Path, out: Path, *, simplify: bool = True
+) -> Artifact:
     """Export the weights at ``parent`` to ``out``; (1, 3, H, W) float32 RGB 0..255 -> named logits.
+
+    ``simplify=False`` keeps the graph as torch's exporter leaves it, to tell the two steps' errors apart.
 
     Raises:
         WeightsError: unusable weights.
@@ -81,7 +85,7 @@ def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -
             if program is None:
                 raise ConversionError(f"{variant.name}: torch's exporter returned nothing.")
             exported = program.model_proto
-            simplified, proven = onnxsim.simplify(exported)
+            simplified, proven = onnxsim.simplify(exported) if simplify else (exported, True)
         if not proven:
             raise ConversionError(f"{variant.name}: onnxsim could not prove its result equal.")
         _strip_traces(simplified)
@@ -92,7 +96,12 @@ def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -
             scratch.write_bytes(simplified.SerializeToString(deterministic=True))
     made_by = MadeBy(
         versions=find_versions(TOOLS),
-        config={"variant": variant.model_dump(mode="json"), "recipe": recipe, "opset": OPSET},
+        config={
+            "variant": variant.model_dump(mode="json"),
+            "recipe": recipe,
+            "opset": OPSET,
+            **({} if simplify else {"simplify": False}),
+        },
         parent=parent.name,
         parent_sha256=hash_file(parent),
         cpu_s=cost.cpu_s,
