@@ -9,12 +9,18 @@ from pathlib import Path
 
 from nailcore.artifact import read_manifest
 from nailcore.errors import ArtifactError
-from nailcore.facts import ParityResult, PrePostResult, read_fact
+from nailcore.facts import ConversionStages, ParityResult, PrePostResult, read_fact
 from nailcore.runtime import Engine
 from nailcore.variant import Variant
 from nailtool.executors import describe_place
 from nailtool.inputs import DataNode
-from nailtool.parity_stages import parity_stage, prepost_fact, prepost_stage
+from nailtool.parity_stages import (
+    conversion_fact,
+    conversion_stage,
+    parity_stage,
+    prepost_fact,
+    prepost_stage,
+)
 from nailtool.rooms import select_names
 from nailtool.stage import Stage
 from nailtool.stages import Plan, Unit
@@ -138,6 +144,27 @@ def plan_surroundings(
                 )
             )
     return stages
+
+
+def plan_conversions(plan: Plan, checks: Sequence[Check], data: DataNode) -> list[Stage]:
+    """A stage per unit whose conversion can be taken apart; that to TF.js ends in a browser."""
+    from benchmark.conversion_stages import CHAINS
+
+    units = {check.unit.name: check.unit for check in checks if check.unit.kind in CHAINS}
+    stages = []
+    for unit in units.values():
+        place = describe_place(plan.find_target(unit.kind), plan.list_engines(unit.kind)[0])
+        stages.append(conversion_stage(plan, unit, data, place))
+    return stages
+
+
+def read_conversions(plan: Plan, checks: Sequence[Check]) -> list[ConversionStages]:
+    """The facts of the conversions of some checks; missing ones are left out."""
+    facts = []
+    for unit in {check.unit.name: check.unit for check in checks}.values():
+        with suppress(ArtifactError):
+            facts.append(read_fact(conversion_fact(plan, unit), ConversionStages))
+    return facts
 
 
 def read_surroundings(plan: Plan, checks: Sequence[Check]) -> list[PrePostResult]:

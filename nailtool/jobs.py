@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nailcore.artifact import manifest_path, open_artifact, write_manifest
 from nailcore.errors import ConversionError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nailcore.data.folder import Dataset
 
 Progress = Callable[[int, int], None]
+CONVERSION_IMAGES = 4  # each is executed by every step of a conversion
 
 
 def convert(
@@ -103,6 +104,42 @@ def check_prepost(
         weights_sha256=hash_file(weights),
         images=dataset.describe("held-out"),
         stages=stages,
+    )
+    write_fact(fact, result)
+
+
+def compare_conversion(
+    *,
+    manifest: Path,
+    variant: Variant,
+    recipe: dict[str, Any],
+    weights: Path,
+    data: Path,
+    out_dir: Path,
+    fact: Path,
+    progress: Progress,
+) -> None:
+    """Compare each step of a conversion with the one before it, on the first held-out images."""
+    from benchmark import parity
+    from benchmark.conversion_stages import Chain, compare_stages
+    from nailcore.facts import ArtifactRef, ConversionStages
+    from nailcore.measure import describe_machine
+    from nailcore.runtime import Engine
+    from nailcore.storage import hash_file
+
+    fact.unlink(missing_ok=True)
+    artifact, _ = open_artifact(manifest)
+    seen = Engine("steps", image_limit=CONVERSION_IMAGES)
+    samples, images = parity.describe_images(_open_dataset(data), "held-out", seen)
+    chain = cast(Chain, artifact.kind)
+    pairs = compare_stages(variant, weights, chain, recipe, samples=samples, out_dir=out_dir)
+    result = ConversionStages(
+        artifact=ArtifactRef.of(artifact),
+        weights_sha256=hash_file(weights),
+        images=images,
+        versions=artifact.made_by.versions,
+        machine=describe_machine(),
+        pairs=pairs,
     )
     write_fact(fact, result)
 

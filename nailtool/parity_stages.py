@@ -132,3 +132,50 @@ def prepost_stage(
         products=(plan.file_node(fact),),
         affinity=variant.name,
     )
+
+
+def conversion_fact(plan: Plan, unit: Unit) -> Path:
+    """Where the steps of a unit's conversion are written."""
+    return plan.out_dir / "facts" / "stages" / f"{unit.stem}.json"
+
+
+def conversion_stage(plan: Plan, unit: Unit, data: DataNode, place: Mapping[str, str]) -> Stage:
+    """Compares each step of a unit's conversion with the one before it."""
+    weights, fact = plan.weights_nodes(unit.variant), conversion_fact(plan, unit)
+    targets = [plan.find_target(unit.kind)]
+    while targets[-1].PARENT != "weights":
+        targets.append(plan.find_target(targets[-1].PARENT))
+    tools = [tool for target in targets for tool in (*target.TOOLS, *target.RUNTIME_TOOLS)]
+    return Stage(
+        name=f"steps to {unit.name}",
+        family="torch",
+        job="nailtool.jobs:compare_conversion",
+        arguments={
+            "manifest": unit.manifest,
+            "variant": unit.variant,
+            "recipe": unit.recipe.model_dump(mode="json"),
+            "weights": weights[0].location,
+            "data": data.location,
+            "out_dir": plan.out_dir,
+            "fact": fact,
+        },
+        inputs=(
+            plan.file_node(unit.path),
+            plan.file_node(unit.manifest),
+            *weights,
+            data,
+            config_node(unit.variant, "variant"),
+            config_node(unit.recipe, "recipe"),
+            *(ValueNode(key, value) for key, value in place.items()),
+            tools_node(*dict.fromkeys((*TOOLS["parity"], *tools))),
+            sources_node(
+                [
+                    "benchmark.conversion_stages",
+                    *(plan.registry.targets[target.KIND] for target in targets),
+                ],
+                (*list_resources(SPLITS), *(path for target in targets for path in target.RESOURCES)),
+            ),
+        ),
+        products=(plan.file_node(fact),),
+        affinity=unit.variant.name,
+    )

@@ -15,7 +15,7 @@ from typing import Any
 from nailcore.errors import ArtifactError, DataError, MissingToolError
 from nailcore.facts import Skipped, write_fact
 from nailcore.variant import Variant
-from nailtool.checks import add_goldens, list_checks, plan_checks, plan_surroundings
+from nailtool.checks import add_goldens, list_checks, plan_checks, plan_conversions, plan_surroundings
 from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT, DEFAULT_SETTINGS
 from nailtool.engine import explain_stages, run_stages
 from nailtool.executors import describe_place
@@ -173,6 +173,7 @@ def check_parity(
     checks = add_goldens(plan, list_checks(plan, units, engines), goldens)
     planned = plan_checks(plan, checks, node)
     if stages:
+        planned += plan_conversions(plan, checks, node)
         planned += plan_surroundings(plan, checks, node, [path.resolve() for path in ios_dumps])
     return run_plan(order, [*_data_stages(plan, data), *planned], data)
 

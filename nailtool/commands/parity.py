@@ -85,10 +85,14 @@ def parity_check(
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     from nailcore.errors import ArtifactError, MissingToolError
-    from nailtool.checks import add_goldens, list_checks, read_parity, read_surroundings
+    from nailtool.checks import add_goldens, list_checks, read_conversions, read_parity, read_surroundings
     from nailtool.commands.parity_bisect import run_bisection
     from nailtool.commands.parity_table import show_parity
-    from nailtool.commands.stages_table import complain_of_surroundings, show_surroundings
+    from nailtool.commands.stages_table import (
+        complain_of_surroundings,
+        show_conversions,
+        show_surroundings,
+    )
     from nailtool.pipeline import Order, check_data, check_parity, describe_results, find_built
 
     order = Order(load_registry(), out_dir=out, jobs=jobs, force=force, watch=terminal.watch)
@@ -110,6 +114,8 @@ def parity_check(
     )
     show_parity(terminal, facts)
     around = read_surroundings(order.plan, checks) if stages else []
+    conversions = read_conversions(order.plan, checks) if stages else []
+    show_conversions(terminal, conversions)
     show_surroundings(terminal, around)
     missing = [unit.name for unit in units if unit not in built]
     if missing:
@@ -122,6 +128,7 @@ def parity_check(
             "not_executed": sum(fact.status == "not executed" for fact in facts),
             "not_built": missing,
             "parity": [fact.model_dump(mode="json") for fact in facts],
+            "conversions": [fact.model_dump(mode="json") for fact in conversions],
             "around_the_network": [fact.model_dump(mode="json") for fact in around],
             "stages": describe_results(results),
         }

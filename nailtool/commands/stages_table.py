@@ -8,9 +8,32 @@ from typing import TYPE_CHECKING
 from nailtool.terminal import Terminal
 
 if TYPE_CHECKING:
-    from nailcore.facts import PrePostResult, StageParity
+    from nailcore.facts import ConversionStages, PrePostResult, StageParity
 
 NEGLIGIBLE = 1e-6  # of any figure: rounding of float64
+
+
+def show_conversions(terminal: Terminal, results: Sequence[ConversionStages]) -> None:
+    """One table per file: what each step of its conversion changes by itself."""
+    for result in results:
+        terminal.table(
+            f"Step by step to {result.artifact.label}, on {result.images.count} images",
+            ("from", "to", "flip ‰", "mask IoU", "max-abs", "share"),
+            [
+                (
+                    pair.before,
+                    pair.after,
+                    f"{pair.flipped_permille:.3f}",
+                    f"{pair.mask_iou:.4f}",
+                    f"{max((output.max_abs for output in pair.outputs), default=0.0):.1e}",
+                    f"{100 * pair.share:.0f} %" + (" ←" if pair.largest else ""),
+                )
+                for pair in result.pairs
+            ],
+            right=("flip ‰", "mask IoU", "max-abs", "share"),
+        )
+    if results:
+        terminal.show("share: of the squared error that fgbg has at the end; ← where most of it arises.")
 
 
 def show_surroundings(terminal: Terminal, results: Sequence[PrePostResult]) -> None:
