@@ -101,8 +101,8 @@ def check_ios_dumps(
     """
     if not dumps:
         reason = (
-            "iOS preprocessing needs a device or simulator. Run the app's dump screen or DumpWriter there "
-            "and pass the files with --ios-dump."
+            "iOS preprocessing runs on a device or simulator alone. Call DumpWriter (deploy/ios) there and "
+            "pass its files with --ios-dump."
         )
         who = Implementation(IMPLEMENTATION, "ios")
         return [describe_unmeasured("preprocess", who, reference.variant, images, reason)]

@@ -25,6 +25,7 @@ from model_zoo import find_variant, weights_path
 from nailcore.data.folder import Sample
 from nailcore.errors import MissingToolError
 from nailcore.facts import ImageSet, StageParity
+from nailcore.preprocess import letterbox
 from tests.benchmark.photo_files import (
     add_orientation,
     encode,
@@ -189,6 +190,20 @@ def session() -> Iterator[chromium.ChromiumSession]:
     chromium.return_session(session)
 
 
+@skip_without_browser
+def test_any_size_is_letterboxed_as_python_does(session: chromium.ChromiumSession) -> None:
+    rng = np.random.default_rng(1)
+    page = session.open_page()
+    try:
+        resize = PageSteps(session, page).resize
+        for size in ((1, 1), (7, 300), (97, 33), (96, 96), (192, 192), (333, 200), (20, 31)):
+            photo = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            difference = np.abs(resize(photo, 96, 96).astype(int) - letterbox(photo, 96, 96))
+            assert difference.max() <= 1, size
+    finally:
+        session.close_page(page)
+
+
 def plant(folder: Path, file: str, right: str, wrong: str) -> Path:
     """A copy of the page's sources with one mistake."""
     shutil.copytree(BUNDLE_DIR.parent / "src", folder)
@@ -212,7 +227,8 @@ def check_planted(
             f"{session.serve(folder)}/stages.js",
         )
         ours = PageSteps(session, page).describe("chromium")
-        return {f.stage: f for f in check_implementations([ours], [sample], reference, IMAGES)}
+        facts = check_implementations([ours], [sample], reference, IMAGES)
+        return {fact.stage: fact for fact in facts}
     finally:
         session.close_page(page)
 
