@@ -63,8 +63,10 @@ def _check_format(document: dict[str, Any]) -> None:
 
 
 def _get(holder: Any, key: str, kind: type[Any]) -> Any:
-    if not isinstance(holder, dict) or not isinstance(holder.get(key), kind):
-        found = holder.get(key) if isinstance(holder, dict) else holder
+    if not isinstance(holder, dict):
+        raise _LieError(f"is not a TF.js model: {key!r} is looked for in a {type(holder).__name__}")
+    if not isinstance(holder.get(key), kind):
+        found = holder.get(key)
         raise _LieError(f"is not a TF.js model: {key!r} is {type(found).__name__}, expected {kind.__name__}")
     return holder[key]
 

@@ -153,10 +153,10 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=60)
     parser.add_argument("--hashes", type=int, default=1000)
     arguments = parser.parse_args()
-    from model_zoo import WEIGHTS_DIR, find_variant
+    from model_zoo import find_variant, weights_path
     from nailcore.data.folder import open_dataset
 
-    weights = WEIGHTS_DIR / f"{find_variant(VARIANT).weights}.safetensors"
+    weights = weights_path(find_variant(VARIANT))
     dataset = open_dataset(arguments.data)
     missed = 0
     for name in arguments.files.split(","):
@@ -167,9 +167,9 @@ def main() -> int:
         for how, where in _list_flips(judge, arguments.flips):
             counts[how] += 1
             sys.stdout.write(f"  {name} {how} {where}\n")
+            sys.stdout.flush()
         missed += counts["MISSED"] + arguments.hashes - hits
         sys.stdout.write(f"{name}: hash {hits}/{arguments.hashes}; content {json.dumps(dict(counts))}\n")
-        sys.stdout.flush()
     return 1 if missed else 0
 
 

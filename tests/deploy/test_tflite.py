@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pytest
 
 from benchmark.parity import TorchReference
-from deploy import onnx, onnx_to_tf, tflite
+from deploy import onnx_to_tf, tflite
 from deploy.onnx_to_tf import make_probe_image, run_onnx
 from deploy.tflite_file import FileOperator, TfliteFile, read_tflite
-from model_zoo import WEIGHTS_DIR, find_variant
-from nailcore.artifact import Artifact, open_artifact, write_manifest
+from model_zoo import find_variant, weights_path
+from nailcore.artifact import Artifact, manifest_path, open_artifact, write_manifest
 from nailcore.errors import ArtifactError, ConversionError
 from tests.deploy.tiny_onnx import FP16, FP32, NAMES, SIZE_PX, VARIANT, write_onnx
 
@@ -50,14 +50,11 @@ def differ(found: dict[str, F32], expected: dict[str, F32]) -> float:
     )
 
 
-def test_trained_weights_compute_the_same_as_in_torch(tmp_path: Path) -> None:
+def test_trained_weights_compute_the_same_as_in_torch(trained_files: dict[str, Path]) -> None:
     variant = find_variant("nail43-288")
-    weights = WEIGHTS_DIR / f"{variant.weights}.safetensors"
-    parent = tmp_path / "parent.onnx"
-    onnx.convert(variant, {"name": "fp32"}, weights, parent)
-    artifact = tflite.convert(variant, FP32, parent, path := tmp_path / "nail.tflite")
+    artifact, path = open_artifact(manifest_path(trained_files["tflite"]))
     picture = make_probe_image(variant.height_px, variant.width_px).astype(np.uint8)
-    expected = TorchReference(variant, weights).run(picture)
+    expected = TorchReference(variant, weights_path(variant)).run(picture)
     found = tflite.open_runner(artifact, path).run(picture)
     assert list(found) == list(expected)
     for name, value in expected.items():
@@ -135,11 +132,11 @@ def test_layers_are_traced_by_name_and_the_last_ones_are_the_outputs(built: Buil
 
 
 def test_kernels_read_back_are_those_of_the_parent(onnx_file: Path, built: Built) -> None:
-    import onnx as onnx_format
 
-    stored = [
-        onnx_format.numpy_helper.to_array(t) for t in onnx_format.load(str(onnx_file)).graph.initializer
-    ]
+    import onnx
+
+    weights = onnx.load(str(onnx_file)).graph.initializer
+    stored = [onnx.numpy_helper.to_array(weight) for weight in weights]
     kernels = [array for array in stored if array.ndim == 4 and array.shape[2] <= 3 and array.shape[0] > 1]
     for name, tolerance in (("fp32", 1e-6), ("fp16", 1e-3)):
         runner = tflite.open_runner(*built[name])
