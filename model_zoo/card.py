@@ -22,6 +22,58 @@ def render_accuracy(*facts: WeightsFacts) -> str:
     return "\n".join(["| variant | mIoU | nail IoU | boundary F |", "|---|---|---|---|", *rows])
 
 
+def _nail_row(accuracy: AccuracyResult) -> str:
+    def degrees(interval: Interval | None) -> str:
+        if interval is None:
+            return "–"
+        return f"{interval.value:.1f}° [{interval.low:.1f}, {interval.high:.1f}]"
+
+    shares = [
+        "–" if interval is None else _percent(interval)
+        for interval in (accuracy.nail_recall, accuracy.finger_accuracy)
+    ]
+    angles = [degrees(a) for a in (accuracy.direction_error_median_deg, accuracy.direction_error_p90_deg)]
+    kind = "rendered" if accuracy.images.synthetic else "photographs"
+    return f"| {accuracy.variant} | {accuracy.images.count} {kind} | {' | '.join((*shares, *angles))} |"
+
+
+def render_nails(facts: WeightsFacts) -> str:
+    """Tables per nail, of rendered hands and by kind of image; empty for facts that hold none of it."""
+    measured = [a for a in (*facts.accuracy, *facts.accuracy_synthetic) if a.nail_recall is not None]
+    if not measured:
+        return ""
+    lines = [
+        "## Per nail",
+        "",
+        "Found: a predicted blob overlaps the nail with IoU 0.5 or more. Finger and direction are judged",
+        "inside annotated nails, where the images carry these labels.",
+        "",
+        "| variant | images | found | right finger | direction error, median | p90 |",
+        "|---|---|---|---|---|---|",
+        *map(_nail_row, measured),
+        "",
+    ]
+    if facts.accuracy_synthetic:
+        rows = "\n".join(_row(a) for a in facts.accuracy_synthetic)
+        lines += ["## Accuracy on rendered hands of people never trained on", ""]
+        lines += ["| variant | mIoU | nail IoU | boundary F |", "|---|---|---|---|", rows, ""]
+    lines += [
+        f"## By kind of image ({measured[0].variant}, {measured[0].images.name})",
+        "",
+        "Skin tone is the typology angle of the skin as photographed: a dark exposure makes it darker.",
+        "",
+        "| by | slice | images | nails | mIoU | nail IoU | found |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for part in measured[0].slices:
+        found = "–" if part.nail_recall is None else _percent(part.nail_recall)
+        lines.append(
+            f"| {part.by} | {part.name} | {part.images} | {part.nails} | {_percent(part.miou)} "
+            f"| {_percent(part.nail_iou)} | {found} |"
+        )
+    return "\n".join(lines) + "\n\n"
+
+
 def _describe_heads(facts: WeightsFacts) -> str:
     untrained = [name for name in ("fgbg", "finger", "direction") if name not in facts.heads_trained]
     if not untrained:
@@ -39,6 +91,8 @@ def render_card(facts: WeightsFacts) -> str:
     first = facts.accuracy[0]
     kind = "synthetic images" if first.images.synthetic else "photographs"
     worst = sorted((i for i in first.per_image if i.nail_iou is not None), key=lambda i: i.nail_iou or 0)
+    photographs = sum(s.count for s in facts.sources or [facts.trained_on] if not s.synthetic)
+    slices = "the slices above hold few images" if first.slices else "no slice by them was measured"
     config = "\n".join(f"| `{key}` | {value} |" for key, value in facts.config.items())
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     return f"""# {facts.weights}
@@ -61,7 +115,7 @@ the nail's and the background's IoU, pooled over all pixels; boundary F allows 2
 Worst images at {first.variant}: {", ".join(f"{i.name[:8]} {100 * (i.nail_iou or 0):.0f}" for i in worst[:3])}
 (nail IoU); median {100 * (worst[len(worst) // 2].nail_iou or 0):.0f}.
 
-## How it was made
+{render_nails(facts)}## How it was made
 
 - Command: `{facts.command}`
 - Trained on {facts.trained_on.count} images ({facts.trained_on.name}, content hash
@@ -75,9 +129,9 @@ Worst images at {first.variant}: {", ".join(f"{i.name[:8]} {100 * (i.nail_iou or
 
 ## Limits
 
-- {facts.trained_on.count} photographs are few. The intervals say how unsure the figures are on photos *like
+- {photographs} photographs are few. The intervals say how unsure the figures are on photos *like
   these*; they say nothing of other cameras, other light or nail art.
-- Skin tones, ages and nail lengths are not balanced in the training set, and no slice by them was measured.
+- Skin tones, ages and nail lengths are not balanced in the training set, and {slices}.
 - Training and held-out photos share their source (and partly a room), though no photo shoot is in both
   parts: expect less on photographs of an unrelated source.
 - Masks come at 1/4 of the input's resolution and are upsampled bilinearly.

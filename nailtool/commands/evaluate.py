@@ -55,11 +55,11 @@ def evaluate(
 
     Overlays are written beside the facts, below OUT/facts/accuracy.
 
-    Examples: nailtool evaluate --data photos --variants nail55-480
+    Example: nailtool evaluate --data photos --variants nail55-480
 
-    nailtool evaluate --data hands --weights runs/nail55.partial.safetensors --variants nail55-480
+    A file: nailtool evaluate --data hands --weights runs/nail55.partial.safetensors --variants nail55-480
 
-    nailtool evaluate --pool runs/fold1/nail55.json --pool runs/fold2/nail55.json
+    Folds: nailtool evaluate --pool runs/fold1/nail55.json --pool runs/fold2/nail55.json
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     if pool:

@@ -66,9 +66,9 @@ def train(
 ) -> None:
     """Train one depth on photographs and rendered hands; interrupted, the same command resumes.
 
-    Examples: nailtool train --data photos --init mobilenet.npz --depth 43 --out runs/nail43
+    Example: nailtool train --data photos --init mobilenet.npz --depth 43 --out runs/nail43
 
-    nailtool train --data hands --data photos --phase 4000:1,0 --phase 4000:0.4,0.6 --init mobilenet.npz
+    Mixed: nailtool train --data hands --data photos --phase 4000:1,0 --phase 4000:0.4,0.6 --init nail55
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     from nailtool.training import TrainOrder, ship_weights, train_depth
