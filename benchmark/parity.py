@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -42,6 +43,9 @@ from nailcore.preprocess import letterbox
 from nailcore.runtime import Engine, Images, Logits, Runner, Target
 from nailcore.storage import hash_file
 from nailcore.variant import Variant
+
+if TYPE_CHECKING:
+    from benchmark.coreml_golden import GoldenRunner
 
 # By name, so that only the files a gate speaks of are checked again when its source changes.
 GATES: Mapping[str, str] = {"coreml": "benchmark.coreml_gates"}  # kind -> module with check_gates()
@@ -159,7 +163,7 @@ class _Case:
     limits: Limits
     heads_trained: tuple[str, ...]
     heatmap_dir: Path | None
-    golden: Path | None
+    golden: GoldenRunner | None
 
     @property
     def variant(self) -> Variant:
@@ -202,11 +206,7 @@ def _execute(case: _Case, path: Path, weights_sha256: str) -> _Verdict:
 
 def _open_runner(case: _Case, target: Target, path: Path) -> Runner:
     """The engine itself, or what it answered elsewhere."""
-    if case.golden is None:
-        return target.open_runner(case.artifact, path, case.engine.name)
-    from benchmark.coreml_golden import GoldenRunner
-
-    return GoldenRunner(case.golden, case.artifact)
+    return case.golden or target.open_runner(case.artifact, path, case.engine.name)
 
 
 def _check_gates(case: _Case, path: Path, verdict: _Verdict) -> None:
@@ -240,7 +240,7 @@ def _compare(case: _Case, runner: Runner, reference: Runner, verdict: _Verdict) 
     verdict.versions = {**runner.versions, **reference.versions}
     verdict.settings = {str(k): str(v) for k, v in getattr(runner, "settings", {}).items()}
     if case.golden is not None:
-        verdict.settings |= {"recorded in": case.golden.name}
+        verdict.settings |= {"recorded in": case.golden.golden.name}
     comparison = compare_runners(reference, runner, case.samples, case.variant)
     verdict.failures += judge(case.artifact.label, comparison, case.limits, case.heads_trained)
     if case.heatmap_dir is not None:
@@ -275,7 +275,7 @@ def check_parity(
             must be of this very file and these very images.
 
     Raises:
-        ArtifactError: the manifest is missing or damaged.
+        ArtifactError: the manifest is missing or damaged; or the golden is, or it is of another file.
         UnknownNameError: the target has no such engine.
         WeightsError, DataError: the reference itself cannot be had.
         BrowserError: an installed browser failed, which says nothing about the file.
@@ -295,10 +295,18 @@ def check_parity(
         limits=limits_of(artifact, chosen.name),
         heads_trained=tuple(read_heads_trained(weights) if heads_trained is None else heads_trained),
         heatmap_dir=heatmap_dir,
-        golden=golden,
+        golden=_open_golden(golden, artifact),
     )
     verdict = _reach_verdict(case, weights_sha256)
     return _describe(case, verdict, images, weights_sha256)
+
+
+def _open_golden(golden: Path | None, artifact: Artifact) -> GoldenRunner | None:
+    if golden is None:
+        return None
+    from benchmark.coreml_golden import GoldenRunner
+
+    return GoldenRunner(golden, artifact)
 
 
 def _reach_verdict(case: _Case, weights_sha256: str) -> _Verdict:
@@ -324,7 +332,7 @@ def _describe(case: _Case, verdict: _Verdict, images: ImageSet, weights_sha256: 
         status="failed" if verdict.failures else "not executed" if verdict.note else "passed",
         runtime=verdict.runtime,
         versions=verdict.versions,
-        machine=describe_machine(),
+        machine=case.golden.card.machine if case.golden else describe_machine(),
         images=images,
         limits=case.limits,
         outputs=c.outputs() if c else [],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,25 @@ import pytest
 from onnx import numpy_helper
 
 import quantize
+from benchmark import parity
+from benchmark.coreml_golden import record_runner
 from benchmark.parity import check_parity, find_weights_hash
 from deploy import find_target
 from model_zoo import find_variant, weights_path
-from nailcore.artifact import Artifact, artifact_path, open_artifact, read_manifest, write_manifest
+from nailcore.artifact import (
+    Artifact,
+    artifact_path,
+    manifest_path,
+    open_artifact,
+    read_manifest,
+    write_manifest,
+)
 from nailcore.data.folder import Dataset
-from nailcore.errors import ArtifactError
-from nailcore.facts import ParityResult
+from nailcore.errors import ArtifactError, BrowserError, MissingToolError, UnknownNameError
+from nailcore.facts import Gate, ParityResult
+from nailcore.runtime import Engine
 from nailcore.storage import hash_path, size_bytes
+from nailtool import cli
 from tests.browser_marks import skip_without_browser
 from tests.photos import load_images
 
@@ -252,6 +265,149 @@ def test_planted_tfjs_defect_fails_in_chromium(
     result = check(sign_again(artifact, path), images)
     assert result.status == "failed"
     assert any("nail43-288 tfjs fp32" in sentence for sentence in result.failures)
+
+
+def swap_x_and_y(model: Any) -> None:
+    """The two channels of the last convolution before 'direction' change places."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    node = producers["direction"]
+    while node.op_type != "Conv":
+        node = producers[node.input[0]]
+    for tensor in model.graph.initializer:
+        if tensor.name in list(node.input)[1:]:
+            values = numpy_helper.to_array(tensor)[::-1]
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+
+
+def test_a_swapped_direction_is_told_in_degrees_where_its_head_is_trained(
+    onnx_manifest: Path, images: Dataset, tmp_path: Path
+) -> None:
+    artifact, path = copy_of(onnx_manifest, tmp_path / VARIANT.name)
+    model = onnx.load(path)
+    swap_x_and_y(model)
+    onnx.save(model, path)
+    manifest = sign_again(artifact, path)
+    untrained = check(manifest, images)
+    assert untrained.heads_trained == ("fgbg",) and not any("turns by" in f for f in untrained.failures)
+    assert untrained.direction_error_p90_deg is not None and untrained.direction_error_p90_deg > 2
+    trained = check_parity(manifest, WEIGHTS, images, "held-out", heads_trained=("fgbg", "direction"))
+    assert any("output 'direction' turns by" in failure for failure in trained.failures)
+    assert trained.flipped_permille == 0
+
+
+# -- engines ---------------------------------------------------------------------------------------
+def test_an_engine_is_asked_for_by_name(onnx_manifest: Path, images: Dataset) -> None:
+    assert (
+        check_parity(onnx_manifest, WEIGHTS, images, "held-out", engine="onnxruntime").engine == "onnxruntime"
+    )
+    with pytest.raises(UnknownNameError, match="onnxruntime"):
+        check_parity(onnx_manifest, WEIGHTS, images, "held-out", engine="onnxruntim")
+
+
+def test_a_slow_engine_sees_the_first_images_and_says_so(
+    onnx_manifest: Path, images: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Engine("onnxruntime", software_gpu=True, image_limit=1)
+    monkeypatch.setattr(find_target("onnx"), "ENGINES", (slow,))
+    result, whole = check(onnx_manifest, images), images.describe("held-out")
+    assert (result.images.count, result.software_gpu) == (1, True)
+    assert result.images.name == f"first 1 of {whole.count}, {whole.name}"
+    assert result.images.sha256 != whole.sha256 and result.images.part_of_sha256 == whole.sha256
+
+
+def test_what_cannot_be_executed_is_never_a_pass(
+    onnx_manifest: Path, images: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(*_: object) -> None:
+        raise MissingToolError("No such browser here.", hint="Install it.")
+
+    def crash(*_: object) -> None:
+        raise BrowserError("The browser crashed.")
+
+    monkeypatch.setattr(find_target("onnx"), "open_runner", lack)
+    result = check(onnx_manifest, images)
+    assert (result.status, result.note) == ("not executed", "No such browser here.\nInstall it.")
+    assert result.outputs == [] and result.mask_iou is None
+    monkeypatch.setattr(find_target("onnx"), "open_runner", crash)
+    with pytest.raises(BrowserError):  # no verdict about the file, and none is kept
+        check(onnx_manifest, images)
+
+
+def test_recorded_answers_stand_in_for_an_engine(
+    onnx_manifest: Path, images: Dataset, tmp_path: Path
+) -> None:
+    artifact, path = open_artifact(onnx_manifest)
+    runner = find_target("onnx").open_runner(artifact, path)
+    golden = tmp_path / "golden.npz"
+    record_runner(runner, artifact, images, "held-out", golden)
+    result = check_parity(onnx_manifest, WEIGHTS, images, "held-out", golden=golden)
+    assert (result.status, result.flipped_permille) == ("passed", 0)
+    assert result.settings["recorded in"] == "golden.npz" and result.runtime.endswith("(recorded)")
+    other = artifact.model_copy(update={"sha256": "0" * 64})
+    write_manifest(tmp_path / artifact.file, other)
+    with pytest.raises(ArtifactError, match="recorded from"):
+        check_parity(manifest_path(tmp_path / artifact.file), WEIGHTS, images, "held-out", golden=golden)
+
+
+def test_gates_are_kept_and_a_failing_one_fails_the_file(
+    onnx_manifest: Path, images: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path | None] = []
+
+    def check_gates(*given: Any) -> list[Gate]:
+        seen.append(given[3])
+        return [
+            Gate(name="identity", passed=False, detail="a clip is 1, not 6"),
+            Gate(name="b", passed=True, detail=""),
+        ]
+
+    gates = types.ModuleType("made_up_gates")
+    gates.check_gates = check_gates  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "made_up_gates", gates)
+    monkeypatch.setattr(parity, "GATES", {"onnx": "made_up_gates"})
+    result = check(onnx_manifest, images)
+    assert result.status == "failed" and [gate.passed for gate in result.gates] == [False, True]
+    assert result.failures == ["nail43-288 onnx fp32: gate 'identity': a clip is 1, not 6"]
+    assert seen == [None]  # the fp32 file has no sibling but itself
+
+
+# -- the first divergence, through the command ------------------------------------------------------
+def test_bisect_says_what_changed_and_where(
+    onnx_manifest: Path, images: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, path = copy_of(onnx_manifest, tmp_path / VARIANT.name)
+
+    def bisect(*options: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(
+                [
+                    "parity-check",
+                    "--bisect",
+                    str(path),
+                    "--data",
+                    str(images.root),
+                    "--out",
+                    str(tmp_path),
+                    *options,
+                ]
+            )
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    assert bisect("--quiet")[0] == 0
+    kept = list((tmp_path / "facts/divergence").glob("*.json"))
+    assert [p.name for p in kept] == ["nail43-288.fp32.onnx.onnxruntime.json"]
+    model = onnx.load(path)
+    align_corners(model)
+    onnx.save(model, path)
+    code, out, err = bisect()
+    assert code == 1 and "are not those its manifest describes" in err
+    assert "first divergence at layer" in out and "(Resize)" in out and "cause: " in out
+    code, out, _ = bisect("--json", "--quiet")
+    document = json.loads(out)
+    assert (code, document["changed"], document["fact"]) == (1, True, None)
+    assert document["divergence"]["op"] == "Resize" and document["divergence"]["module"]
+    assert bisect("--engines", "all")[0] == 2
 
 
 # -- provenance ------------------------------------------------------------------------------------
