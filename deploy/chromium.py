@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from deploy.web_server import LocalServer
 from nailcore.errors import MissingToolError
 
 if TYPE_CHECKING:
-    from playwright.sync_api import CDPSession, Page, Playwright
+    from playwright.sync_api import Browser, CDPSession, Page, Playwright
 
 NAME = "Chromium"
 BROWSER_VARIABLE = "NAILTOOL_BROWSER"
@@ -86,27 +87,38 @@ class ChromiumSession:
     name = NAME
 
     def __init__(self, *, gpu: bool = False, arguments: Sequence[str] = ()) -> None:
-        from playwright.sync_api import Error
-
         self._executable = find_browser()
         self.process = os.getpid()
         self.alive = True
         self._browser_pid = 0
-        self._server = LocalServer()
-        self._playwright = _borrow_driver()
         switches = [*_ARGUMENTS, *(_GPU if gpu else _NO_GPU), *arguments]
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             switches.append("--no-sandbox")  # Chromium's sandbox refuses to start as root
+        with contextlib.ExitStack() as stack:
+            self._server = LocalServer()
+            stack.callback(self._server.close)
+            # Sockets and locks that a killed browser leaves behind.
+            scratch = tempfile.TemporaryDirectory(prefix="nailtool-", ignore_cleanup_errors=True)
+            stack.enter_context(scratch)
+            driver = _borrow_driver()
+            stack.callback(_return_driver)
+            self._browser = self._launch(driver, switches, scratch.name)
+            self._resources = stack.pop_all()
+        self._cdp: CDPSession = self._browser.new_browser_cdp_session()
+        self._browser_pid = next(p["id"] for p in self._processes() if p["type"] == "browser")
+
+    def _launch(self, driver: Playwright, switches: list[str], scratch: str) -> Browser:
+        from playwright.sync_api import Error
+
         try:
-            self._browser = self._playwright.chromium.launch(
+            return driver.chromium.launch(
                 executable_path=self._executable,
                 headless=True,
                 args=switches,
+                env={**os.environ, "TMPDIR": scratch},
                 timeout=browser.START_TIMEOUT_S * 1000,
             )
         except Error as error:
-            _return_driver()
-            self._server.close()
             raise browser.describe_failed_start(
                 NAME,
                 self._executable,
@@ -114,12 +126,6 @@ class ChromiumSession:
                 "In a container, Chromium's sandbox may need unprivileged user namespaces; "
                 "`nailtool doctor` looks at the browser.",
             ) from error
-        except BaseException:
-            _return_driver()
-            self._server.close()
-            raise
-        self._cdp: CDPSession = self._browser.new_browser_cdp_session()
-        self._browser_pid = next(p["id"] for p in self._processes() if p["type"] == "browser")
 
     @property
     def versions(self) -> dict[str, str]:
@@ -199,8 +205,7 @@ class ChromiumSession:
         with contextlib.suppress(Error):  # it may be gone already, which is what we want
             self._browser.close()
         self._kill()
-        _return_driver()
-        self._server.close()
+        self._resources.close()
 
 
 # Playwright's synchronous interface allows one driver per thread; sessions of different kinds share it.
