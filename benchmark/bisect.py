@@ -64,7 +64,9 @@ class Bisection:
         self.graph = graph
         self.chunk_bytes = chunk_bytes
         self.map: LayerMap = map_layers(self.tracer, graph, artifact.output_names, artifact.input_name)
-        self.tolerance = find_tolerance(artifact, engine, self.tracer.list_layers())
+        layers = self.tracer.list_layers()
+        self._layers = {layer.name for layer in layers}
+        self.tolerance = find_tolerance(artifact, engine, layers)
 
     def check(self, image: Images) -> Iterator[LayerCheck]:
         """All layers in order of execution; a few tensors are in memory at a time.
@@ -112,22 +114,23 @@ class Bisection:
 
     def _check_point(self, point: Point, given: dict[str, torch.Tensor], found: torch.Tensor) -> LayerCheck:
         limits = self.tolerance
-        limit, weight, kernel_ok = limits.arithmetic, None, True
+        weight, kernel_ok = None, True
         if point.kind == "same":
             given = given or {point.node: as_input(self._image)}  # a cast of the image itself
         elif point.core and point.kernel_is_whole:
             weight = self.tracer.read_weight(point.core)
         case = Case(self.graph, point, given, found, limits, weight, self._fetch, self.map.tensors)
+        limit = case.tolerance
         if case.conv is not None:
             kernel_ok = weight is None or case.weight_is_ours
-            limit += 0.0 if case.base else limits.stored  # a kernel whose rounding cannot be recomputed
+            limit = case.limit
         relative = case.error
         passed = kernel_ok and relative <= limit
         module = self.graph.nodes[point.node].module
         return LayerCheck(point, module, relative, limit, passed, None if passed else case)
 
     def _fetch(self, tensor: str) -> torch.Tensor:
-        if tensor == self.artifact.input_name:
+        if self.graph.nodes[self.map.tensors[tensor]].kind == "input" and tensor not in self._layers:
             return as_input(self._image)
         return torch.from_numpy(self.tracer.trace(self._image, [tensor])[tensor])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,15 @@ class Case:
 
     @property
     def tolerance(self) -> float:
-        """Of the arithmetic alone."""
-        return self.limits.arithmetic
+        """Of the arithmetic, and of a bias that is stored as the kernel is."""
+        return self.limits.arithmetic + self._bias_rounding
+
+    @cached_property
+    def _bias_rounding(self) -> float:
+        bias = self.conv.parameters["bias"] if self.conv is not None else None
+        if bias is None or self.limits.weight < 1e-5:  # float32; unknown formats have their own margin
+            return 0.0
+        return self.limits.weight * float(bias.abs().max()) / self.scale
 
     @property
     def limit(self) -> float:
@@ -95,7 +103,7 @@ class Case:
             merged.setdefault(name, {}).update(values)
         return self.graph.evaluate(self.point.node, self.given, merged)
 
-    @property
+    @cached_property
     def scale(self) -> float:
         """Range of what is expected: errors are told as shares of it."""
         return find_range(self.expected())

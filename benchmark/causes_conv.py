@@ -337,7 +337,7 @@ def _fit_bias(case: Case, conv: TorchNode, weight: F32) -> torch.Tensor | None:
         if len(inside):
             fitted[channel] = inside.median()
         elif float(case.found[:, channel].max()) <= 0:  # never active: any low enough bias will do
-            fitted[channel] = -plain[:, channel].max()
+            fitted[channel] = torch.minimum(bias[channel], -plain[:, channel].max())
     return fitted
 
 

@@ -239,7 +239,9 @@ class _Walk:
         self.pairs = pairs
         self.node_of = {layer: node for node, layer in pairs.items()}
         image = next(node.name for node in graph.nodes.values() if node.kind == "input")
-        self.tensors = {input_name: image}
+        # Whatever no layer writes is the image, under the name the format gives it inside the file.
+        read = {source for layer in layers.values() for source in layer.inputs}
+        self.tensors = dict.fromkeys([input_name, *sorted(read - set(layers))], image)
         self.inner: dict[str, tuple[Layer, ...]] = {}  # unfinished tensors and the layers they crossed
         self.open_conv: dict[str, tuple[str, str]] = {}  # unfinished convolution: (torch node, layer)
         self.claimed: set[str] = set()

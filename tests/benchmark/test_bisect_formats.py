@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from benchmark.bisect import find_first_divergence
@@ -14,6 +18,7 @@ from model_zoo import find_variant, weights_path
 from nailcore.artifact import open_artifact
 from nailcore.errors import ArtifactError
 from nailcore.facts import Divergence
+from nailcore.nets import load_network
 from nailcore.preprocess import letterbox
 from nailcore.runtime import Images
 from tests.benchmark.broken_tfjs import DEFECTS, FolderDefect, plant_in_folder
@@ -84,6 +89,63 @@ def test_sound_packages_have_no_divergence(recipe: str, photo: Images) -> None:
 def test_a_package_that_cannot_be_read_is_an_error_not_a_verdict(photo: Images, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"weight\.bin"):
         bisect_package("truncate_weights", "fp32", photo, tmp_path)
+
+
+# -- TFLite --------------------------------------------------------------------------------------
+def swap_bytes(path: Path, old: npt.NDArray[np.float32], new: npt.NDArray[np.float32]) -> None:
+    """Replace a stored array, found by its own bytes, which must be there once."""
+    data = path.read_bytes()
+    assert data.count(old.tobytes()) == 1 and new.nbytes == old.nbytes
+    path.write_bytes(data.replace(old.tobytes(), np.ascontiguousarray(new, np.float32).tobytes()))
+
+
+def kernel_of(module: str) -> npt.NDArray[np.float32]:
+    """A trained kernel as TFLite stores it: (out, kh, kw, in), depthwise (1, kh, kw, channels)."""
+    weight = read_module(module).weight.detach().numpy()
+    order = (1, 2, 3, 0) if weight.shape[1] == 1 and weight.shape[0] > 1 else (0, 2, 3, 1)
+    return np.ascontiguousarray(weight.transpose(order))
+
+
+@cache
+def read_module(module: str) -> Any:
+    return load_network(find_variant(NAME), WEIGHTS).network.get_submodule(module)
+
+
+def edit_kernel(module: str, edit: Callable[[Any], Any]) -> Callable[[Path], None]:
+    return lambda path: swap_bytes(path, kernel_of(module), edit(kernel_of(module)))
+
+
+def edit_bias(module: str, edit: Callable[[Any], Any]) -> Callable[[Path], None]:
+    bias = read_module(module).bias.detach().numpy()
+    return lambda path: swap_bytes(path, bias, edit(bias))
+
+
+# name -> (torch module, cause, what is edited, how)
+TFLITE: dict[str, tuple[str, str, Callable[..., Callable[[Path], None]], Callable[[Any], Any]]] = {
+    "dropped bias": ("low.stage5.1.layers.0", "dropped bias", edit_bias, np.zeros_like),
+    "changed bias": ("low.stage6.1.layers.0", "changed bias", edit_bias, lambda b: b + 0.1),
+    "transposed": ("fusion8.project_f1", "transposed weight", edit_kernel, lambda w: w.swapaxes(1, 2)),
+    "sign flipped": ("low.stage6.2.layers.6", "sign-flipped weight", edit_kernel, np.negative),
+    "stale": ("low.stage6.0.layers.0", "stale weight", edit_kernel, lambda w: w + 0.01 * np.sign(w)),
+    "finger order": ("output.heads.finger", "channel permutation", edit_kernel, lambda w: w[::-1]),
+}
+
+
+@pytest.mark.parametrize("name", TFLITE)
+def test_the_defect_of_a_tflite_file_is_named(name: str, photo: Images, tmp_path: Path) -> None:
+    module, cause, edit, how = TFLITE[name]
+    manifest = build_artifact(NAME, "tflite")
+    broken = copy_artifact(manifest, tmp_path)
+    edit(module, how)(broken)
+    found = find_first_divergence(open_artifact(manifest)[0], broken, WEIGHTS, photo)
+    assert found is not None
+    assert (found.module, found.cause, found.confirmed) == (module, cause, True), found.detail
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "fp16"])
+def test_sound_tflite_files_have_no_divergence(recipe: str, photo: Images) -> None:
+    artifact, path = open_artifact(build_artifact(NAME, "tflite", recipe))
+    assert find_first_divergence(artifact, path, WEIGHTS, photo) is None
 
 
 # -- TF.js ---------------------------------------------------------------------------------------
