@@ -34,7 +34,7 @@ from tests.deploy.tiny_models import KINDS, make_image, make_models, read_model
 CASE_SECONDS = 120.0  # twice what a trial in a child may take; more counts as hung
 START_SECONDS = 600.0  # imports, on a busy machine
 WORKER_MEMORY_BYTES = 8 << 30
-BATCH = 500  # cases per worker: a leak must not decide about a later case
+BATCH = 2000  # cases per worker: a leak must not decide about a later case
 HOME = Path(__file__).resolve().parents[2]
 
 
