@@ -12,8 +12,10 @@ from nailcore.errors import DataError
 from nailcore.facts import WorstImage
 from nailcore.storage import write_bytes
 
-DIMMED = 0.42
-MOVED = np.array([255, 196, 64], np.float32)  # amber: |difference of the margin|, full at the image's largest
+DIMMED = 0.5
+RINGED_CELLS = 12
+RING_RADIUS = 0.035  # of the image's width
+MOVED = np.array([255, 196, 64], np.float32)  # amber: how much of the way to the other side a cell moved
 APPEARED = np.array([255, 45, 85], np.float32)  # red: nail only in the file
 VANISHED = np.array([64, 156, 255], np.float32)  # blue: nail only in the network
 
@@ -21,8 +23,10 @@ VANISHED = np.array([64, 156, 255], np.float32)  # blue: nail only in the networ
 def draw_heatmap(suspect: Suspect) -> npt.NDArray[np.uint8]:
     """(H, W, 3) RGB: the photo grey and dimmed, the network's nails outlined, differences in colour.
 
-    Amber grows with the difference of the margin (logit of nail less that of background), relative to
-    the largest in this image. Red pixels are nail in the file only, blue ones in the network only.
+    Amber grows with how far the margin (logit of nail less that of background) moved, as a share of
+    the way to nought, where a cell changes side: what rounding does deep inside nail or background
+    stays dark. Red cells are nail in the file only, blue ones in the network only; small patches of them
+    are ringed.
     """
     import cv2
 
@@ -30,9 +34,9 @@ def draw_heatmap(suspect: Suspect) -> npt.NDArray[np.uint8]:
     grey = suspect.image.astype(np.float32).mean(axis=2, keepdims=True) * DIMMED
     canvas = np.repeat(grey, 3, axis=2)
     moved = np.abs(suspect.found - suspect.reference)
-    # The power keeps the noise of rounding, which is everywhere, from hiding the photo.
-    share = 0.7 * _enlarge(moved / max(float(moved.max()), 1e-12), width, height)[..., None] ** 1.6
-    canvas = canvas * (1 - share) + MOVED * share
+    share = np.clip(moved / np.maximum(np.abs(suspect.reference), 1e-6), 0, 1)
+    heat = 0.8 * _enlarge(share, width, height)[..., None]
+    canvas = canvas * (1 - heat) + MOVED * heat
     ours, theirs = suspect.reference > 0, suspect.found > 0
     outline = _enlarge(ours, width, height).astype(np.uint8)
     contours, _ = cv2.findContours(outline, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
@@ -40,7 +44,23 @@ def draw_heatmap(suspect: Suspect) -> npt.NDArray[np.uint8]:
     cv2.drawContours(drawn, contours, -1, (235, 235, 235), 1)
     for flipped, colour in ((theirs & ~ours, APPEARED), (ours & ~theirs, VANISHED)):
         drawn[_enlarge(flipped, width, height) > 0] = colour.astype(np.uint8)
+        _ring_patches(drawn, flipped, colour)
     return drawn
+
+
+def _ring_patches(
+    drawn: npt.NDArray[np.uint8], flipped: npt.NDArray[np.bool_], colour: npt.NDArray[np.float32]
+) -> None:
+    """A thin ring around each patch that is too small to catch the eye."""
+    import cv2
+
+    scale = drawn.shape[1] / flipped.shape[1]
+    count, _, stats, centres = cv2.connectedComponentsWithStats(flipped.astype(np.uint8), connectivity=8)
+    pale = tuple(int(v) for v in (colour + 255) / 2)
+    for patch in range(1, count):
+        if stats[patch, cv2.CC_STAT_AREA] <= RINGED_CELLS:
+            centre = tuple(int(v) for v in np.round((centres[patch] + 0.5) * scale))
+            cv2.circle(drawn, centre, round(RING_RADIUS * drawn.shape[1]), pale, 1, cv2.LINE_AA)
 
 
 def _enlarge(values: npt.NDArray[np.generic], width: int, height: int) -> npt.NDArray[np.float32]:

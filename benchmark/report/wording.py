@@ -53,8 +53,8 @@ def write_limit(value: float) -> str:
 
 
 def write_iou(value: float) -> str:
-    """A mask IoU close to 1, where the third decimal would round a difference away."""
-    return "1" if value == 1 else f"{min(value, 0.99999):.5f}" if value > 0.999 else f"{value:.3f}"
+    """A mask IoU with four decimals; a difference is never rounded away."""
+    return "1" if value == 1 else f"{min(value, 0.9999):.4f}"
 
 
 def write_count(value: int) -> str:

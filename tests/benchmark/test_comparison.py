@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from benchmark import heatmaps
 from benchmark.comparison import WORST_IMAGES, Comparison, judge
 from benchmark.heatmaps import APPEARED, VANISHED, draw_heatmap, write_heatmaps
 from benchmark.parity import TorchReference, compare_runners
@@ -276,6 +277,27 @@ def test_heatmaps_mark_flipped_pixels_where_they_are(tmp_path: Path) -> None:
     blue, red = ((drawn == colour.astype(np.uint8)).all(axis=2) for colour in (VANISHED, APPEARED))
     assert np.array_equal(np.unique(np.argwhere(blue)[:, 0] // 4), [10, 11])
     assert np.array_equal(np.unique(np.argwhere(red)[:, 0] // 4), [20, 21])
-    assert blue.sum() == red.sum() == 20 * 16
+    assert blue.sum() == red.sum() == 20 * 16  # a large patch has no ring
+
+
+def test_a_single_flipped_cell_is_ringed(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = draw_square()
+    mask[20, 12] = True
+    comparison = Comparison()
+    image = np.full((160, 160, 3), 200, np.uint8)
+    comparison.add("an image", make_logits(draw_square()), make_logits(mask), image)
+    drawn = draw_heatmap(comparison.suspects[0])
+    red = (drawn == APPEARED.astype(np.uint8)).all(axis=2)
+    assert red.sum() == 16
+    monkeypatch.setattr(heatmaps, "RINGED_CELLS", 0)
+    ys, xs = np.nonzero((drawn != draw_heatmap(comparison.suspects[0])).any(axis=2))
+    distance = np.hypot(ys - 82, xs - 50)
+    assert len(ys) > 20 and distance.min() > 3 and distance.max() < 9
+
+
+def test_files_are_written_for_the_worst_images(tmp_path: Path) -> None:
+    comparison = Comparison()
+    image = np.full((160, 160, 3), 200, np.uint8)
+    comparison.add("an image", make_logits(draw_square()), make_logits(draw_square(top=12)), image)
     (worst,) = write_heatmaps(comparison.suspects, tmp_path)
     assert worst.heatmap == "1-an image.png" and (tmp_path / "1-an image.png").read_bytes()[1:4] == b"PNG"

@@ -84,10 +84,10 @@ def test_a_verdict_on_something_else_is_never_shown(
 ) -> None:
     path = fact_path(root, "parity", FIRST, "tfjs", "fp16")
     change(path, mask_iou=0.77777)
-    assert "0.778" in build(root)[1].text
+    assert "0.7778" in build(root)[1].text
     change(path, **values)
     report, page = build(root)
-    assert "0.778" not in page.text
+    assert "0.7778" not in page.text
     (stale,) = [item for item in report.stale if item.file == path.relative_to(root).as_posix()]
     assert reason in stale.reason and stale.what.startswith("Parity of nail55-480 tfjs fp16")
     assert all(heat.engine != "chromium-wasm" for heat in report.heatmaps)
