@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from nailcore.errors import MissingToolError, NailtoolError, UnknownNameError
 from nailcore.facts import AccuracyResult, ImageSet, WeightsFacts, read_fact, write_fact
 from nailcore.variant import Variant
 from nailtool.command_line import shorten_command
+from nailtool.training_display import TrainingBar, TrainingBoard
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -201,7 +200,10 @@ def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts | No
         return None
     written = (CHECKPOINT, f"{name}{PARTIAL}", *(f"{name}{suffix}" for suffix in WEIGHTS_SUFFIXES))
     with hold_folder(order.out, files=written):
-        with _Bar(console, name, config.steps) as bar, _Board(order) as board:
+        with (
+            TrainingBar(console, name, config.steps) as bar,
+            TrainingBoard(order.out if order.tensorboard else None) as board,
+        ):
 
             def show(report: StepReport) -> None:
                 bar.show(report)
@@ -230,86 +232,6 @@ def _write_card(path: Path, facts: WeightsFacts) -> None:
     from nailcore.storage import write_text
 
     write_text(path, render_card(facts))
-
-
-class _Bar:
-    """A rich bar with loss, speed and time left; nothing without a console."""
-
-    def __init__(self, console: Console | None, name: str, steps: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.progress = Progress(
-            TextColumn(f"{name} {{task.fields[figures]}}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=console is None,
-        )
-        self.task = self.progress.add_task(name, total=steps, figures="")
-        self.losses: list[float] = []
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def show(self, report: StepReport) -> None:
-        """One step later."""
-        parts = (report.loss, report.fgbg, report.finger, report.direction)
-        self.losses = [
-            new if not self.losses else 0.95 * old + 0.05 * new
-            for old, new in zip(self.losses or parts, parts, strict=True)
-        ]
-        total, fgbg, finger, direction = self.losses
-        figures = (
-            f"loss {total:.3f} = fgbg {fgbg:.3f} + finger {finger:.3f} + direction {direction:.3f}, "
-            f"{report.images_per_s:.1f} images/s"
-        )
-        self.progress.update(self.task, completed=report.step, figures=figures)
-
-
-class _Board:
-    """TensorBoard logs below ``out/tensorboard``, where they are asked for."""
-
-    def __init__(self, order: TrainOrder) -> None:
-        self.writer: Any = None
-        if order.tensorboard:
-            # TensorBoard loads all of TensorFlow unless this module of its own build exists.
-            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise MissingToolError(
-                    "--tensorboard needs the package tensorboard, which is not installed.",
-                    hint='Install the extra: pip install "nailtool[train]".',
-                ) from error
-            self.writer = SummaryWriter(str(order.out / "tensorboard"))
-
-    def __enter__(self) -> _Board:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-    def show(self, report: StepReport) -> None:
-        """Write one step's figures."""
-        if self.writer is None:
-            return
-        figures = {
-            "loss/total": report.loss,
-            "loss/fgbg": report.fgbg,
-            "loss/finger": report.finger,
-            "loss/direction": report.direction,
-            "learning rate": report.learning_rate,
-            "speed/images per s": report.images_per_s,
-            "speed/wait for the loader s": report.loader_s,
-        }
-        for name, value in figures.items():
-            self.writer.add_scalar(name, value, report.step)
 
 
 def find_trained_heads(config: TrainConfig, sources: list[Dataset], init: Path | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,6 +102,8 @@ def train(
         },
     )
     facts = train_depth(order, terminal.console() if not quiet else None)
+    if facts is None and int(os.environ.get("RANK", "0")):
+        return  # one of several processes: the first one speaks for all
     if facts is None:
         terminal.show(f"Stopped with a checkpoint in {out}; the same command goes on.")
         terminal.emit({"weights": None, "shipped": ""})
