@@ -26,10 +26,13 @@ VariantsOption = Annotated[
     str | None, typer.Option("--variants", metavar="A,B", help="Only these variants, e.g. nail55-480.")
 ]
 TargetsOption = Annotated[
-    str | None, typer.Option("--targets", metavar="A,B", help="Only these targets: onnx, coreml, tfjs.")
+    str | None,
+    typer.Option(
+        "--targets", metavar="A,B", help="Only these targets, e.g. onnx,tfjs (all: `build-variants --list`)."
+    ),
 ]
 RecipesOption = Annotated[
-    str | None, typer.Option("--recipes", metavar="A,B", help="Only these recipes: fp32, fp16.")
+    str | None, typer.Option("--recipes", metavar="A,B", help="Only these recipes, e.g. fp32.")
 ]
 JobsOption = Annotated[int, typer.Option("--jobs", min=1, max=64, help="Worker processes at once.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Run again although nothing changed.")]
