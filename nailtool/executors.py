@@ -23,8 +23,11 @@ def describe_place(target: Target, engine: Engine) -> dict[str, str]:
     ``find_browser`` gives the executable. A target may say what an engine lacks by ``find_obstacle``.
     """
     find_obstacle = getattr(target, "find_obstacle", None)
-    obstacle = find_obstacle(engine.name) if find_obstacle is not None else None
-    return _find_browser(engine) | ({"obstacle": obstacle.reason} if obstacle else {})
+    if find_obstacle is None:
+        return _find_browser(engine)
+    obstacle = find_obstacle(engine.name)
+    # "none" is said as well: an input that is merely gone makes nothing stale.
+    return _find_browser(engine) | {"obstacle": obstacle.reason if obstacle else "none"}
 
 
 def _find_browser(engine: Engine) -> dict[str, str]:

@@ -63,6 +63,7 @@ def parity_stage(
             config_node(unit.variant, "variant"),
             *(ValueNode(key, value) for key, value in place.items()),
             ValueNode("engine", f"{engine.name}, {_describe_limit(engine)}"),
+            ValueNode("answers", "recorded elsewhere" if golden else "given here"),
             tools_node(*TOOLS["parity"], *target.RUNTIME_TOOLS),
             sources_node(
                 ["benchmark.parity", plan.registry.targets[unit.kind], *_list_gates(unit.kind)],

@@ -217,6 +217,8 @@ def test_a_verdict_depends_on_the_browser_and_on_how_many_images_an_engine_sees(
     lacking = Skipped(what="it", reason="no display", remedy="install one")
     monkeypatch.setattr(target, "find_obstacle", lambda name: lacking, raising=False)
     assert state(Engine("chromium-wasm"))["obstacle"] == "no display"
+    monkeypatch.setattr(target, "find_obstacle", lambda name: None, raising=False)
+    assert state(Engine("chromium-wasm"))["obstacle"] == "none"
     assert state(Engine("chromium-wasm", image_limit=3))["engine"] != before["engine"]
 
 
