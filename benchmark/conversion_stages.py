@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from nailcore.artifact import (
     open_artifact,
     read_manifest,
     trace_weights,
+    write_manifest,
 )
 from nailcore.data.folder import Sample
 from nailcore.errors import DataError, UnknownNameError
@@ -30,8 +31,8 @@ from nailcore.runtime import Images, Logits, Runner
 from nailcore.storage import hash_file
 from nailcore.variant import Variant
 
-Chain = Literal["tfjs", "coreml", "onnx"]
-CHAINS = ("onnx", "tfjs", "coreml")
+Chain = Literal["onnx", "coreml", "tfjs", "tflite"]
+CHAINS: tuple[Chain, ...] = ("onnx", "coreml", "tfjs", "tflite")
 FP32: Mapping[str, Any] = {"name": "fp32", "weights_dtype": "float32", "compute_dtype": "float32"}
 
 
@@ -78,7 +79,7 @@ def compare_stages(
     Args:
         variant: what is converted.
         weights: its trained weights.
-        chain: "onnx", "tfjs" or "coreml".
+        chain: "onnx", "coreml", "tfjs" or "tflite".
         recipe: of the shipped file, as a target's ``convert`` takes it.
         samples: photographs; all stages see the same letterboxed pixels.
         out_dir: the output folder of a build.
@@ -93,13 +94,13 @@ def compare_stages(
     if not samples:
         raise DataError("No photographs to compare stages on.")
     images = np.stack([letterbox(s.load_image(), variant.height_px, variant.width_px) for s in samples])
-    walk = {"onnx": _walk_onnx, "tfjs": _walk_tfjs, "coreml": _walk_coreml}[chain]
+    walks = {"onnx": _walk_onnx, "coreml": _walk_coreml, "tfjs": _walk_tfjs, "tflite": _walk_tflite}
     out_dir.mkdir(parents=True, exist_ok=True)
     pairs: list[tuple[StagePair, float]] = []
     with tempfile.TemporaryDirectory(prefix=".stages-", dir=out_dir) as scratch:
         before: StageLogits | None = None
         work = _Work(variant, weights, recipe, images, out_dir, Path(scratch))
-        for stage in walk(work):
+        for stage in walks[chain](work):
             if before is not None:
                 pairs.append(_compare(chain, work, before, stage, [sample.name for sample in samples]))
             before = stage
@@ -198,7 +199,7 @@ def _walk_torch(work: _Work) -> Iterator[StageLogits]:
         yield _run(name, TorchRunner(work.variant, work.weights, folded=folded), work.images)
 
 
-def _open(work: _Work, artifact: Artifact, path: Path) -> Runner:
+def _open(artifact: Artifact, path: Path) -> Runner:
     return find_target(artifact.kind).open_runner(artifact, path)
 
 
@@ -208,7 +209,9 @@ def _convert(
     target = find_target(kind)
     label = "-".join([str(recipe["name"]), *(f"{key}-{value}" for key, value in options.items())])
     path = artifact_path(work.scratch, work.variant.name, label.lower(), target.SUFFIX)
-    return target.convert(work.variant, dict(recipe), parent, path, **options), path
+    if not manifest_path(path).is_file():  # two stages may rest on one file
+        write_manifest(path, target.convert(work.variant, dict(recipe), parent, path, **options))
+    return open_artifact(manifest_path(path))
 
 
 def _find_shipped(work: _Work, kind: str, recipe: Mapping[str, Any]) -> tuple[Artifact, Path] | None:
@@ -238,34 +241,53 @@ def _is_fp32(recipe: Mapping[str, Any]) -> bool:
 def _walk_onnx(work: _Work) -> Iterator[StageLogits]:
     yield from _walk_torch(work)
     exported = _convert(work, "onnx", FP32, work.weights, simplify=False)
-    yield _run("ONNX as exported", _open(work, *exported), work.images)
+    yield _run("ONNX as exported", _open(*exported), work.images)
     simplified = _ship(work, "onnx", FP32, work.weights)
-    yield _run("ONNX simplified", _open(work, *simplified), work.images)
+    yield _run("ONNX simplified", _open(*simplified), work.images)
     if not _is_fp32(work.recipe):
         quantized = _ship(work, "onnx", work.recipe, work.weights)
-        yield _run(f"ONNX {work.recipe['name']}", _open(work, *quantized), work.images)
+        yield _run(f"ONNX {work.recipe['name']}", _open(*quantized), work.images)
+
+
+def _freeze(
+    work: _Work, files: Sequence[tuple[str, Path, Mapping[str, Any], Mapping[str, Any]]]
+) -> StageLogits:
+    """The frozen graph of the ONNX file, executed by TensorFlow, which also writes ``files`` from it."""
+    _, onnx = _ship(work, "onnx", FP32, work.weights)
+    images, frozen = work.scratch / "images.npy", work.scratch / "frozen.npz"
+    np.save(images, work.images)
+    orders = [(kind, str(path), recipe, options) for kind, path, recipe, options in files]
+    order = Order(str(onnx), work.variant.name, str(images), str(frozen), orders)
+    return StageLogits("TF frozen graph", "tensorflow, CPU", run_child(order, work.scratch))
 
 
 def _walk_tfjs(work: _Work) -> Iterator[StageLogits]:
-    yield from _walk_onnx(_Work(**{**vars(work), "recipe": FP32}))
-    _, onnx = _ship(work, "onnx", FP32, work.weights)
+    yield from _walk_onnx(replace(work, recipe=FP32))
     shipped = _find_shipped(work, "tfjs", work.recipe)
     names = {"none": "TF.js as converted", "fold": "dilations folded", "fuse": "convolutions fused"}
     folders = {passes: work.scratch / f"{passes}.tfjs" for passes in names}
-    orders = [(passes, str(folder), FP32) for passes, folder in folders.items()]
     last = work.scratch / "shipped.tfjs"
+    files = [("tfjs", folder, FP32, {"passes": passes}) for passes, folder in folders.items()]
     if shipped is None:
-        orders.append(("fuse", str(last), work.recipe))
-    images = work.scratch / "images.npy"
-    np.save(images, work.images)
-    frozen = str(work.scratch / "frozen.npz")
-    logits = run_child(Order(str(onnx), work.variant.name, str(images), frozen, orders), work.scratch)
+        files.append(("tfjs", last, work.recipe, {}))
+    yield _freeze(work, files)
     with _keep_browser(folders["none"]):
-        yield StageLogits("TF frozen graph", "tensorflow, CPU", logits)
         for passes, folder in folders.items():
-            yield _run(names[passes], _open(work, *open_artifact(manifest_path(folder))), work.images)
+            yield _run(names[passes], _open(*open_artifact(manifest_path(folder))), work.images)
         name = "shipped TF.js" if _is_fp32(work.recipe) else f"TF.js {work.recipe['name']}"
-        yield _run(name, _open(work, *(shipped or open_artifact(manifest_path(last)))), work.images)
+        yield _run(name, _open(*(shipped or open_artifact(manifest_path(last)))), work.images)
+
+
+def _walk_tflite(work: _Work) -> Iterator[StageLogits]:
+    yield from _walk_onnx(replace(work, recipe=FP32))
+    recipes = [FP32] if _is_fp32(work.recipe) else [FP32, work.recipe]
+    shipped = {str(recipe["name"]): _find_shipped(work, "tflite", recipe) for recipe in recipes}
+    paths = {name: work.scratch / f"{name}.tflite" for name in shipped}
+    missing = [recipe for recipe in recipes if shipped[str(recipe["name"])] is None]
+    yield _freeze(work, [("tflite", paths[str(recipe["name"])], recipe, {}) for recipe in missing])
+    for name, found in shipped.items():
+        runner = _open(*(found or open_artifact(manifest_path(paths[name]))))
+        yield _run(f"TFLite {name}", runner, work.images)
 
 
 @contextmanager

@@ -28,7 +28,8 @@ class Order:
     variant: str
     images: str  # .npy, (N, H, W, 3) uint8
     frozen: str  # .npz to write: logits of the frozen graph by output name, (N, C, h, w)
-    folders: Sequence[tuple[str, str, Mapping[str, Any]]]  # (passes, folder to write, recipe)
+    # (target, what to write, recipe, options of the target's convert)
+    files: Sequence[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]
 
 
 def run_child(order: Order, scratch: Path) -> Logits:
@@ -75,8 +76,8 @@ def _run_frozen(model: Any, images: Images, names: Sequence[str]) -> dict[str, F
 
 def main(request: Path) -> None:
     """Freeze, run and convert as the order says; errors leave by their message on stderr."""
+    from deploy import find_target
     from deploy.onnx_to_tf import freeze_onnx, quiet_native_logs
-    from deploy.tfjs import convert
     from model_zoo import find_variant
     from nailcore.artifact import write_manifest
 
@@ -87,9 +88,9 @@ def main(request: Path) -> None:
         model = freeze_onnx(parent, names)
         logits = _run_frozen(model, np.load(order.images), names)
     np.savez(order.frozen, **cast(dict[str, Any], logits))
-    for passes, folder, recipe in order.folders:
-        out = Path(folder)
-        write_manifest(out, convert(variant, dict(recipe), parent, out, passes=passes))  # type: ignore[arg-type]
+    for kind, file, recipe, options in order.files:
+        out = Path(file)
+        write_manifest(out, find_target(kind).convert(variant, dict(recipe), parent, out, **options))
 
 
 if __name__ == "__main__":

@@ -385,7 +385,7 @@ class StageError(Fact):
 class StagePair(Fact):
     """Two neighbouring stages of a conversion on the same photographs: what this step alone changed."""
 
-    chain: str  # "tfjs", "coreml", "onnx"
+    chain: str  # "onnx", "coreml", "tfjs", "tflite"
     variant: str
     recipe: str
     before: str  # "ONNX as exported"
