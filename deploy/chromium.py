@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from deploy import browser
 from deploy.browser import CALL, POOL, PageGoneError, describe_crash, first_line, limit_time, unwrap_answer
 from deploy.web_server import LocalServer
@@ -90,7 +92,7 @@ class ChromiumSession:
         self._executable = find_browser()
         self.process = os.getpid()
         self.alive = True
-        self._browser_pid = 0
+        self._browser_process: psutil.Process | None = None
         switches = [*_ARGUMENTS, *(_GPU if gpu else _NO_GPU), *arguments]
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             switches.append("--no-sandbox")  # Chromium's sandbox refuses to start as root
@@ -105,7 +107,8 @@ class ChromiumSession:
             self._browser = self._launch(driver, switches, scratch.name)
             self._resources = stack.pop_all()
         self._cdp: CDPSession = self._browser.new_browser_cdp_session()
-        self._browser_pid = next(p["id"] for p in self._processes() if p["type"] == "browser")
+        pid = next(p["id"] for p in self._processes() if p["type"] == "browser")
+        self._browser_process = psutil.Process(pid)
 
     def _launch(self, driver: Playwright, switches: list[str], scratch: str) -> Browser:
         from playwright.sync_api import Error
@@ -178,14 +181,16 @@ class ChromiumSession:
 
     def _kill(self) -> None:
         self.alive = False
-        if self._browser_pid:
+        process, self._browser_process = self._browser_process, None
+        # By its start time, too: its number may be another's by now, and a group is killed as a whole.
+        if process is None or not process.is_running():
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
             # Playwright gives the browser a group of its own where there are groups.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if hasattr(os, "killpg"):
-                    os.killpg(self._browser_pid, signal.SIGKILL)
-                else:
-                    os.kill(self._browser_pid, signal.SIGTERM)
-            self._browser_pid = 0  # the number may soon be another's
+            if hasattr(os, "killpg") and (group := os.getpgid(process.pid)) != os.getpgrp():
+                os.killpg(group, signal.SIGKILL)
+            else:
+                process.kill()
 
     def _processes(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._cdp.send("SystemInfo.getProcessInfo")["processInfo"]

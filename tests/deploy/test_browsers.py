@@ -148,7 +148,7 @@ def test_a_killed_owner_takes_chromium_along() -> None:
     """Firefox and WebKitGTK run under the reaper, which test_process_group.py looks at."""
     script = (
         "import time\nfrom deploy.chromium import ChromiumSession\n"
-        "session = ChromiumSession()\nprint(session._browser_pid, flush=True)\ntime.sleep(600)"
+        "session = ChromiumSession()\nprint(session._browser_process.pid, flush=True)\ntime.sleep(600)"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
