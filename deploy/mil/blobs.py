@@ -109,7 +109,8 @@ class WeightFiles:
         relative = file_name.removeprefix("@model_path/")
         path = self.folder / relative
         parts = Path(relative).parts
-        if relative.startswith("/") or "\\" in relative or ".." in parts or not parts:
+        plain = relative.isprintable() and "\\" not in relative
+        if not plain or relative.startswith("/") or ".." in parts or not parts:
             raise ArtifactError(f"The model points to the weight file {file_name!r}, outside its package.")
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise ArtifactError(f"The weight file {file_name!r} is a link out of the package.")

@@ -260,9 +260,10 @@ class Plan:
     def _make_step(self, operation: Operation, opset: int, mode: Mode, visible: set[str]) -> Step:
         for bindings in operation.inputs.values():
             for binding in bindings:
-                name = binding.name if isinstance(binding, Reference) else ""
-                if name and name not in visible and name not in self._pool.constants:
-                    raise ArtifactError(f"{operation.place} reads '{name}', written nowhere before.")
+                if isinstance(binding, Constant):
+                    continue
+                if binding.name not in visible and binding.name not in self._pool.constants:
+                    raise ArtifactError(f"{operation.place} reads '{binding.name}', written nowhere before.")
         layer = describe_layer(operation, self._pool.constants)
         if operation.op == "cond":
             return self._make_cond(operation, layer, opset, mode, visible)

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,6 +71,9 @@ def _damage_folder(kind: str, folder: Path, rng: random.Random) -> None:
     if (roll < 0.55 and kind == "tfjs") or roll < 0.15:
         named[".json"].write_text(mutations.damage_json(named[".json"].read_text("utf-8"), rng), "utf-8")
     elif roll < 0.65 and kind == "coreml":
+        from deploy.coremltools_import import import_coremltools
+
+        import_coremltools()
         from coremltools.proto import Model_pb2
 
         model = named[".mlmodel"]
@@ -234,22 +237,27 @@ def fuzz(kind: str, cases: int, folder: Path, *, first: int = 0) -> Counter[str]
             for line in log.read_text("utf-8").splitlines():
                 entry = json.loads(line)
                 done[entry["case"]] = entry
-    start = first
     with log.open("a", encoding="utf-8") as stream:
-        while start < first + cases:
-            stop = min(start + BATCH, first + cases)
-            missing = [case for case in range(start, stop) if case not in done]
-            if missing:
-                for entry in run_batch(kind, sound, missing[0], stop):
-                    if entry["case"] in done:
-                        continue
-                    done[entry["case"]] = entry
-                    stream.write(json.dumps(entry) + "\n")
-                    stream.flush()
-                    if entry["verdict"] == "FAILED":
-                        keep(kind, sound, folder, entry["case"])
-            start = stop
+        for start, stop in list_gaps(range(first, first + cases), done):
+            for entry in run_batch(kind, sound, start, stop):
+                done[entry["case"]] = entry
+                stream.write(json.dumps(entry) + "\n")
+                stream.flush()
+                if entry["verdict"] == "FAILED":
+                    keep(kind, sound, folder, entry["case"])
     return summarise([done[case] for case in range(first, first + cases)])
+
+
+def list_gaps(wanted: range, done: Container[int]) -> Iterator[tuple[int, int]]:
+    """Runs of cases that are not done yet, as (first, one past the last), none longer than a batch."""
+    start: int | None = None
+    for case in range(wanted.start, wanted.stop + 1):
+        missing = case < wanted.stop and case not in done
+        if start is not None and (not missing or case - start == BATCH):
+            yield start, case
+            start = None
+        if missing and start is None:
+            start = case
 
 
 def keep(kind: str, sound: Path, folder: Path, case: int) -> Path:

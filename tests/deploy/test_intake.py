@@ -353,6 +353,51 @@ def test_offsets_that_share_a_target_cannot_make_a_small_file_endless() -> None:
         FlatbufferWalker(data, schema).read_root("Root", b"TEST")
 
 
+# -- what fuzzing found in the CoreML reader: each raised something that was no error of ours ---------
+
+
+def edit_program(path: Path, change: Callable[[Any], None]) -> None:
+    from deploy.coremltools_import import import_coremltools
+
+    import_coremltools()
+    from coremltools.proto import Model_pb2
+
+    file = next(path.rglob("*.mlmodel"))
+    spec = Model_pb2.Model()
+    spec.ParseFromString(file.read_bytes())
+    function = spec.mlProgram.functions["main"]
+    change(function.block_specializations[function.opset].operations)
+    file.write_bytes(spec.SerializeToString())
+
+
+def read_nothing(operations: Any) -> None:
+    relu = next(one for one in operations if one.type == "relu6")
+    relu.inputs["x"].arguments[0].name = ""
+
+
+def hide_blob(operations: Any) -> None:
+    for one in operations:
+        if "val" in one.attributes and one.attributes["val"].HasField("blobFileValue"):
+            one.attributes["val"].blobFileValue.fileName = "@model_path/weights/\0weight.bin"
+            return
+    raise AssertionError("no weight was found")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(read_nothing, "reads '', written nowhere"), (hide_blob, "outside its package")],
+)
+def test_programs_that_name_nothing_or_the_unnameable(
+    change: Callable[[Any], None], message: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    from deploy.mil import load_package
+
+    path = copy_model(tiny_models["coreml"], tmp_path)
+    edit_program(path, change)
+    with pytest.raises(ArtifactError, match=message):
+        load_package(path)
+
+
 # -- the trial in a child process ----------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from nailcore.storage import hash_path
 from tests.deploy import fuzz_readers
-from tests.deploy.fuzz_readers import fuzz, judge, plant, run_batch
+from tests.deploy.fuzz_readers import fuzz, judge, list_gaps, plant, run_batch
 from tests.deploy.tiny_models import KINDS
 
 CASES = {"onnx": 150, "coreml": 150, "tfjs": 300, "tflite": 150}
@@ -45,6 +45,15 @@ def test_a_second_run_goes_on_where_the_first_one_stopped(
 
     monkeypatch.setattr(fuzz_readers, "run_batch", refuse)
     assert sum(fuzz("tfjs", 20, folder).values()) == 20
+
+
+def test_gaps_cover_what_is_missing_and_nothing_else() -> None:
+    done = {0, 1, 5, 6, 4999}
+    gaps = list(list_gaps(range(0, 7000), done))
+    covered = [case for start, stop in gaps for case in range(start, stop)]
+    assert covered == [case for case in range(7000) if case not in done]
+    assert max(stop - start for start, stop in gaps) == fuzz_readers.BATCH
+    assert not list(list_gaps(range(0, 2), done))
 
 
 def test_the_same_case_is_the_same_damage(tiny_models: dict[str, Path], tmp_path: Path) -> None:

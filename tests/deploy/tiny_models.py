@@ -58,6 +58,7 @@ def _write_package(path: Path) -> None:
     import torch
     from torch import nn
 
+    from deploy.coreml import _make_deterministic
     from deploy.coremltools_import import import_coremltools, silence_coremltools
 
     class Tiny(nn.Module):
@@ -89,6 +90,7 @@ def _write_package(path: Path) -> None:
             skip_model_load=True,
         )
         model.save(str(path))
+    _make_deterministic(path)  # a case must be the same damage everywhere
 
 
 def _describe(kind: str, path: Path, layout: str) -> Artifact:
