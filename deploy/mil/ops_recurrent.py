@@ -11,14 +11,17 @@ from torch import Tensor
 from deploy.mil.registry import handles
 from nailcore.errors import ConversionError
 
-# MIL's manual gives no parameters for its scaled_tanh and hard_sigmoid here, so they are refused.
-Activation = Literal["sigmoid", "tanh", "relu", "linear"]
+Activation = Literal["sigmoid", "tanh", "relu", "linear", "scaled_tanh", "hard_sigmoid", "sigmoid_hard"]
 Direction = Literal["forward", "reverse"]
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "relu": torch.relu,
     "linear": lambda x: x,
+    # These take no parameters here: CoreML uses 1 and 1, and 0.2 and 0.5.
+    "scaled_tanh": torch.tanh,
+    "hard_sigmoid": lambda x: (0.2 * x + 0.5).clamp(0.0, 1.0),
+    "sigmoid_hard": lambda x: (0.2 * x + 0.5).clamp(0.0, 1.0),
 }
 
 
@@ -29,12 +32,12 @@ def _zeros(bias: Tensor | None, weight: Tensor) -> Tensor:
 def _walk(
     x: Tensor, state: tuple[Tensor, ...], step: Callable[..., tuple[Tensor, ...]], *, reverse: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Hidden states of every step in the order of x, (s, b, H), and the last state."""
+    """Hidden states of every step in the order they are computed, (s, b, H), and the last state."""
     outputs: list[Tensor] = []
     for t in range(len(x) - 1, -1, -1) if reverse else range(len(x)):
         state = step(x[t], *state)
         outputs.append(state[0])
-    return torch.stack(outputs[::-1] if reverse else outputs), state
+    return torch.stack(outputs), state
 
 
 @handles("rnn")
@@ -109,8 +112,8 @@ def _lstm_one_way(
 
     def step(now: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         i, f, o, z = torch.split(now @ weight_ih.T + h @ weight_hh.T + shift, hidden, 1)
-        z = cell(z) if clip is None else cell(z).clamp(-clip, clip)
-        c_new = gate(f + p_f * c) * c + gate(i + p_i * c) * z
+        c_new = gate(f + p_f * c) * c + gate(i + p_i * c) * cell(z)
+        c_new = c_new if clip is None else c_new.clamp(-clip, clip)
         return gate(o + p_o * c_new) * squash(c_new), c_new
 
     return _walk(x, state, step, reverse=reverse)
@@ -149,7 +152,7 @@ def lstm(
     for i, weights in enumerate(ways):
         back = direction == "reverse" or i == 1
         sequence, state = _lstm_one_way(x, (hs[i], cs[i]), weights, functions, clip, reverse=back)
-        outputs.append(sequence)
+        outputs.append(sequence.flip(0) if i == 1 else sequence)  # both ways in the order of x
         states.append(state)
     h = torch.cat([s[0] for s in states], 1)
     c = torch.cat([s[1] for s in states], 1)

@@ -136,5 +136,9 @@ def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
 def local_response_norm(
     x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> Tensor:
-    """x / (k + alpha / size * sum of squares over ``size`` neighbouring channels) ** beta."""
-    return functional.local_response_norm(x, size, alpha, beta, k)
+    """x / (k + alpha / size * sum of squares over ``size`` neighbouring channels) ** beta.
+
+    Of three dimensions the first counts as channels, as coremltools' tests of Apple's runtime expect.
+    """
+    wide = x.unsqueeze(0) if x.dim() == 3 else x
+    return functional.local_response_norm(wide, size, alpha, beta, k).reshape(x.shape)

@@ -153,13 +153,13 @@ def _box_points(mode: str, start: Tensor, end: Tensor, size: int) -> Tensor:
         (N, size) float32.
     """
     i = torch.arange(size, dtype=torch.float32)
-    low, high = torch.minimum(start, end)[:, None], torch.maximum(start, end)[:, None]
-    length = high - low  # in pixels between centres; the box holds length + 1 of them
+    low, length = start[:, None], (end - start)[:, None]  # between centres: a box holds length + 1 pixels
     if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
         if size == 1:
             return low + length / 2 if mode == "ALIGN_CORNERS" else low
-        # Reversed corners mirror the crop, as in tf.image.crop_and_resize.
-        return start[:, None] + i * (end - start)[:, None] / (size - 1)
+        return low + i * length / (size - 1)  # reversed corners mirror the crop, as TensorFlow's do
+    if bool((length < 0).any()):
+        raise ConversionError(f"a box whose end lies before its start, with sampling_mode {mode}")
     if mode == "DEFAULT":
         return low + i * (length + 1) / size
     if mode == "OFFSET_CORNERS":
@@ -211,6 +211,8 @@ def crop_resize(
     scale_x = spatial_scale * (width - 1 if normalized_coordinates else 1)
     ys = _box_points(sampling_mode, top * scale_y, bottom * scale_y, target_height)
     xs = _box_points(sampling_mode, left * scale_x, right * scale_x, target_width)
+    if context.opset < 16 and (_leaves(ys, height) or _leaves(xs, width)):
+        raise ConversionError("a box reaches out of the image, which is undefined before iOS 16")
     crops = []
     for n in range(len(corners)):
         images = x if indices is None else x[indices[n] : indices[n] + 1]
@@ -219,11 +221,17 @@ def crop_resize(
     return stacked if roi is not None else stacked[:, 0].contiguous()
 
 
+def _leaves(points: Tensor, size: int) -> bool:
+    """Whether any sample lies outside the image."""
+    return bool((points < -1e-4).any() or (points > size - 1 + 1e-4).any())
+
+
 def _sample_box(images: Tensor, ys: Tensor, xs: Tensor, pad_value: float) -> Tensor:
     sampled = _interpolate(images, ys.double().clamp(0, images.shape[2] - 1), 2)
     sampled = _interpolate(sampled, xs.double().clamp(0, images.shape[3] - 1), 3)
-    outside_y = (ys < 0) | (ys > images.shape[2] - 1)
-    outside_x = (xs < 0) | (xs > images.shape[3] - 1)
+    # A ten-thousandth of a pixel beyond the edge is rounding, not padding.
+    outside_y = (ys < -1e-4) | (ys > images.shape[2] - 1 + 1e-4)
+    outside_x = (xs < -1e-4) | (xs > images.shape[3] - 1 + 1e-4)
     return torch.where(outside_y[:, None] | outside_x[None, :], pad_value, sampled)
 
 
