@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deploy.mil.registry import Bools, Ints, Tensors, handles
+from deploy.mil.registry import Bools, Context, Ints, Tensors, handles
 from nailcore.errors import ConversionError
 
 
@@ -29,12 +29,15 @@ def transpose(x: Tensor, perm: Ints) -> Tensor:
 
 
 @handles("reshape", exact=True)
-def reshape(x: Tensor, shape: Ints) -> Tensor:
-    """Same values in another shape: 0 keeps a dimension, -1 takes what is left."""
-    if 0 in shape and x.numel() and len(shape) != x.dim():
+def reshape(x: Tensor, shape: Ints, context: Context) -> Tensor:
+    """Same values in another shape: 0 keeps a dimension, -1 takes what is left.
+
+    Since iOS 17 the dimensions that 0 keeps are counted from the end, and those beyond x's are 1.
+    """
+    if context.opset < 17 and 0 in shape and len(shape) != x.dim():
         raise ConversionError(f"shape {shape} keeps a dimension, but x has rank {x.dim()}")
-    wanted = [x.shape[i] if s == 0 and i < x.dim() else s for i, s in enumerate(shape)]
-    return x.reshape(wanted)
+    kept = (1,) * (len(shape) - x.dim()) + tuple(x.shape)[max(0, x.dim() - len(shape)) :]
+    return x.reshape([k if s == 0 else s for s, k in zip(shape, kept, strict=True)])
 
 
 @handles("reshape_like", exact=True)

@@ -9,11 +9,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from deploy.mil.precision import accumulate_half, blocks
-from deploy.mil.registry import Context, Tensors, handles
+from deploy.mil.registry import Context, Tensors, handles, torch_type
 from nailcore.errors import ConversionError
 
 
 def _matmul(x: Tensor, y: Tensor, context: Context) -> Tensor:
+    if x.is_floating_point() != y.is_floating_point():  # since iOS 17 a constant may be of another type
+        result = torch.matmul(x.float(), y.float())
+        held = torch_type(context.dtypes[0])
+        return result if held.is_floating_point else result.trunc().to(held)
     if not (context.half_accumulation and x.is_floating_point()) or min(x.dim(), y.dim()) < 2:
         return torch.matmul(x, y)
     return accumulate_half(x[..., b] @ y[..., b, :] for b in blocks(x.shape[-1]))
@@ -22,9 +26,10 @@ def _matmul(x: Tensor, y: Tensor, context: Context) -> Tensor:
 @handles("linear")
 def linear(x: Tensor, weight: Tensor, context: Context, bias: Tensor | None = None) -> Tensor:
     """(..., K) by (O, K)."""
-    if context.half_accumulation:
-        total = _matmul(x, weight.T, context) if x.dim() > 1 else functional.linear(x, weight)
-        return total if bias is None else total + bias
+    mixed = x.is_floating_point() != weight.is_floating_point()
+    if mixed or (context.half_accumulation and x.dim() > 1):
+        total = _matmul(x, weight.T, context)
+        return total if bias is None else total + bias.to(total.dtype)
     return functional.linear(x, weight, bias)
 
 

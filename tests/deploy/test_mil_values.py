@@ -96,6 +96,8 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("transpose", 15, {"x": X, "perm": [0, 2, 3, 1]}),
     ("reshape", 15, {"x": X, "shape": [0, -1, 2, 0]}),
     ("reshape", 15, {"x": X, "shape": [6, -1]}),
+    ("reshape", 17, {"x": X[0, 0], "shape": [1, 0, -1, 0]}),
+    ("reshape", 17, {"x": X[0], "shape": [0, -1]}),
     ("expand_dims", 15, {"x": INTS, "axes": [0, -1, 2]}),
     ("squeeze", 15, {"x": X.reshape(2, 1, 12, 1, 5), "axes": [1, -2]}),
     ("squeeze", 15, {"x": X.reshape(2, 1, 12, 1, 5)}),
