@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nailcore.errors import NailtoolError, UnknownNameError
 from nailcore.facts import AccuracyResult, WeightsFacts, read_fact, write_fact
-
-if TYPE_CHECKING:
-    from nailcore.data.folder import Split
-
-PARTS: dict[str, Split] = {"held-out": "held-out", "train": "train", "all": "all"}
 
 
 def evaluate_file(
@@ -26,7 +20,7 @@ def evaluate_file(
     """
     from benchmark.accuracy import evaluate_accuracy
     from model_zoo import find_variant
-    from nailcore.data.folder import open_dataset
+    from nailcore.data.folder import PARTS, open_dataset
     from nailcore.data.folds import Fold, select_fold
 
     if part not in PARTS:

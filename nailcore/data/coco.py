@@ -7,13 +7,21 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from nailcore.data.labels import MAX_NAILS, ImageRecord, IndexMap, Label, NailRecord, Point
+from nailcore.data.labels import MAX_NAILS, ImageRecord, IndexMap, Label, MachineMade, NailRecord, Point
+from nailcore.data.shapes import Mask, Shape, encode_rle, fill_shape
 from nailcore.errors import DataError
 from nailcore.storage import write_text
 from nailcore.variant import FINGER_CLASSES
@@ -21,22 +29,11 @@ from nailcore.variant import FINGER_CLASSES
 ANNOTATIONS = "annotations.json"
 UNKNOWN_ID = len(FINGER_CLASSES) + 1  # categories 1..10 are FINGER_CLASSES in their order
 KEYPOINTS = ("base", "tip")
-_SUPERSAMPLING = 4  # polygons are filled at this resolution: 1/8 px is the worst error of an edge
-
-Mask = npt.NDArray[np.bool_]
-Polygon = Annotated[list[float], Field(min_length=6)]  # x0, y0, x1, y1, ...
 
 
 class _Model(BaseModel):
     # Other tools' keys (licences, dates, scores) are no error; ours are checked.
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Rle(_Model):
-    """Run lengths down the columns, starting with background; counts as numbers or COCO's text form."""
-
-    size: tuple[int, int]  # height, width
-    counts: str | list[Annotated[int, Field(ge=0)]]
 
 
 class CocoInfo(_Model):
@@ -70,17 +67,26 @@ class CocoImage(_Model):
 
 
 class CocoNail(_Model):
-    """One nail: shape, finger and keypoints (visibility 0: unknown)."""
+    """One nail: shape, finger and keypoints (visibility 0: unknown), and which of them a machine guessed."""
 
     id: int
     image_id: int
     category_id: int = Field(ge=1, le=UNKNOWN_ID)
-    segmentation: Rle | list[Polygon]
+    segmentation: Shape
     area: float = 0.0
     bbox: tuple[float, float, float, float] | None = None
     iscrowd: Literal[0, 1] = 0
     keypoints: Annotated[list[float], Field(min_length=6, max_length=6)] | None = None
     num_keypoints: int | None = None
+    machine: MachineMade | None = None
+
+    @model_serializer(mode="wrap")
+    def _quiet(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Files and hashes of nails that no machine touched are those of before this key existed.
+        data: dict[str, Any] = write(self)
+        if self.machine is None:
+            data.pop("machine", None)
+        return data
 
     @model_validator(mode="after")
     def _even(self) -> CocoNail:
@@ -144,82 +150,6 @@ def standard_categories() -> tuple[CocoCategory, ...]:
     return tuple(CocoCategory(id=i, name=name) for i, name in enumerate(names, start=1))
 
 
-# -- run lengths ---------------------------------------------------------------------------------
-def encode_rle(mask: Mask) -> Rle:
-    """Run lengths of an (H, W) mask, in COCO's compressed text form."""
-    flat = mask.ravel(order="F")
-    edges = np.flatnonzero(np.diff(flat, prepend=False, append=False))
-    bounds = [0, *edges.tolist()]
-    if bounds[-1] != flat.size:
-        bounds.append(flat.size)
-    counts = np.diff(bounds).tolist()
-    return Rle(size=(mask.shape[0], mask.shape[1]), counts=_compress(counts))
-
-
-def decode_rle(rle: Rle) -> Mask:
-    """(H, W) mask; raises ValueError when the runs do not fill the declared size."""
-    counts = _decompress(rle.counts) if isinstance(rle.counts, str) else rle.counts
-    height, width = rle.size
-    if sum(counts) != height * width or min(counts, default=0) < 0:
-        raise ValueError(f"its runs cover {sum(counts)} pixels of {height}×{width}")
-    values = np.arange(len(counts)) % 2 == 1
-    return np.asarray(np.repeat(values, counts).reshape((width, height)).T)
-
-
-def _compress(counts: Sequence[int]) -> str:
-    """COCO's text form: 5 bits a character, from the third run on as differences two runs back."""
-    text = []
-    for i, count in enumerate(counts):
-        x = count - counts[i - 2] if i > 2 else count
-        more = True
-        while more:
-            bits = x & 0x1F
-            x >>= 5
-            more = x != -1 if bits & 0x10 else x != 0
-            text.append(chr((bits | 0x20 if more else bits) + 48))
-    return "".join(text)
-
-
-def _decompress(text: str) -> list[int]:
-    counts: list[int] = []
-    x = shift = 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64:
-            raise ValueError(f"'{character}' does not occur in COCO's run lengths")
-        x |= (code & 0x1F) << shift
-        shift += 5
-        if not code & 0x20:
-            if code & 0x10:
-                x -= 1 << shift
-            counts.append(x + counts[-2] if len(counts) > 2 else x)
-            x = shift = 0
-    if shift:
-        raise ValueError("the run lengths end in the middle of a number")
-    return counts
-
-
-def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> Mask:
-    """(H, W) pixels at least half inside the polygons (union; pixel (x, y) covers [x, x+1)×[y, y+1))."""
-    import cv2
-
-    mask = np.zeros((height, width), bool)
-    for polygon in polygons:
-        points = np.asarray(polygon, np.float64).reshape(-1, 2)
-        low = np.maximum(np.floor(points.min(0)).astype(int), 0)
-        high = np.minimum(np.ceil(points.max(0)).astype(int), (width, height))
-        if (high <= low).any():
-            continue
-        size = (high - low) * _SUPERSAMPLING
-        canvas = np.zeros((size[1], size[0]), np.uint8)
-        # fillPoly's integer coordinates are pixel centres.
-        fine = np.round(((points - low) * _SUPERSAMPLING - 0.5) * 256).astype(np.int32)
-        cv2.fillPoly(canvas, [fine], 255, lineType=cv2.LINE_8, shift=8)
-        small = cv2.resize(canvas, tuple(int(v) for v in high - low), interpolation=cv2.INTER_AREA)
-        mask[low[1] : high[1], low[0] : high[0]] |= np.asarray(small) >= 128
-    return mask
-
-
 # -- reading -------------------------------------------------------------------------------------
 def read_coco(path: Path) -> CocoFile:
     """Read and validate ``annotations.json``.
@@ -252,19 +182,10 @@ def rasterise(path: Path, image: CocoImage, nails: Sequence[CocoNail]) -> IndexM
     index = np.zeros((image.height, image.width), np.uint8)
     for k, nail in enumerate(nails, start=1):
         where = f"{path}: {image.file_name}: annotation {nail.id}"
-        if isinstance(nail.segmentation, Rle):
-            if nail.segmentation.size != (image.height, image.width):
-                h, w = nail.segmentation.size
-                raise DataError(
-                    f"{where}: its run lengths are for {w}×{h} px, "
-                    f"the image is {image.width}×{image.height} px."
-                )
-            try:
-                mask = decode_rle(nail.segmentation)
-            except ValueError as error:
-                raise DataError(f"{where}: damaged run lengths: {error}.") from error
-        else:
-            mask = fill_polygons(nail.segmentation, image.height, image.width)
+        try:
+            mask = fill_shape(nail.segmentation, image.height, image.width)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}.") from error
         if not mask.any():
             raise DataError(f"{where}: covers no pixel of the image.", hint="Remove it, or mend its shape.")
         index[mask] = k
@@ -284,6 +205,7 @@ def describe_nails(path: Path, image: CocoImage, nails: Sequence[CocoNail]) -> I
                 base=nail.point("base"),
                 tip=nail.point("tip"),
                 area_px=round(nail.area),
+                machine=nail.machine,
             )
             for nail in nails
         ),
@@ -300,14 +222,14 @@ def group_nails(file: CocoFile) -> dict[int, tuple[CocoNail, ...]]:
 
 # -- writing -------------------------------------------------------------------------------------
 class LabelledImage(BaseModel):
-    """One image for the writer: file name, size, record and the run lengths of its nails in their order."""
+    """One image for the writer: file name, size, record and the shapes of its nails in their order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     file_name: str
     width: int
     height: int
     record: ImageRecord
-    shapes: tuple[Rle, ...]
+    shapes: tuple[Shape, ...]
 
     @classmethod
     def of(cls, file_name: str, index: IndexMap, record: ImageRecord) -> LabelledImage:
@@ -348,7 +270,7 @@ def build_coco(info: CocoInfo, images: Iterable[LabelledImage]) -> CocoFile:
             )
         )
         for nail, shape in zip(image.record.nails, image.shapes, strict=True):
-            mask = decode_rle(shape)
+            mask = fill_shape(shape, image.height, image.width)
             keypoints = _keypoints(nail)
             nails.append(
                 CocoNail(
@@ -360,6 +282,7 @@ def build_coco(info: CocoInfo, images: Iterable[LabelledImage]) -> CocoFile:
                     bbox=_bound(mask),
                     keypoints=[float(v) for v in keypoints],
                     num_keypoints=(nail.base is not None) + (nail.tip is not None),
+                    machine=nail.machine,
                 )
             )
     return CocoFile(

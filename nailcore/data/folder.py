@@ -27,7 +27,15 @@ from nailcore.storage import hash_file
 
 __all__ = ["Dataset", "ImageRecord", "Label", "Labels", "NailRecord", "Sample", "open_dataset", "read_image"]
 
-Split = Literal["train", "held-out", "all"]
+Split = Literal["train", "held-out", "validation", "test", "all"]
+PARTS: dict[str, Split] = {
+    "test": "test",
+    "validation": "validation",
+    "held-out": "held-out",
+    "train": "train",
+    "all": "all",
+}
+SPLIT_FILE = "split.json"
 SPLITS_DIR = Path(__file__).parent / "splits"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -44,24 +52,42 @@ class DatasetCard(BaseModel):
 
 
 class SplitFile(BaseModel):
-    """A fixed, written split: groups of images that show the same photo shoot stay in one part."""
+    """A fixed, written split: groups of images that show one person or photo shoot stay in one part.
+
+    ``held_out`` is never trained on. Of it, ``validation`` is there to choose by while one works, and
+    the rest, the test part, to report figures on; a file without ``validation`` has two parts.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     dataset: str
     note: str
     groups: dict[str, tuple[str, ...]]  # group -> stems
     held_out: tuple[str, ...] = Field(min_length=1)  # names of groups
+    validation: tuple[str, ...] = ()  # names of groups, each of them in held_out as well
 
     @model_validator(mode="after")
     def _consistent(self) -> SplitFile:
         unknown = set(self.held_out) - set(self.groups)
         if unknown:
             raise ValueError(f"held_out names no group: {', '.join(sorted(unknown))}")
+        learnt = set(self.validation) - set(self.held_out)
+        if learnt:
+            raise ValueError(f"validation names groups that are not in held_out: {', '.join(sorted(learnt))}")
         stems = [stem for group in self.groups.values() for stem in group]
         twice = sorted({stem for stem in stems if stems.count(stem) > 1})
         if twice:
             raise ValueError(f"images in several groups: {', '.join(twice)}")
         return self
+
+    def part_of(self, group: str) -> Literal["train", "validation", "test"]:
+        """The part a group belongs to."""
+        if group not in self.held_out:
+            return "train"
+        return "validation" if group in self.validation else "test"
+
+    def parts(self) -> dict[str, Literal["train", "validation", "test"]]:
+        """Stem -> part, for every image."""
+        return {stem: self.part_of(group) for group, stems in self.groups.items() for stem in stems}
 
 
 @dataclass(frozen=True)
@@ -96,12 +122,16 @@ class Sample:
         return np.asarray(_decode(self.mask, cv2.IMREAD_GRAYSCALE, "mask image") > 127)
 
     def load_labels(self) -> Labels:
-        """Every label of the image at its own size; raises DataError as ``load_mask`` does."""
+        """The ground truth at the image's own size: what only a machine says of a nail counts as unknown.
+
+        Raises DataError as ``load_mask`` does.
+        """
         known = frozenset(self.record.labels)
         if self.shapes is not None:
             index = rasterise(self.shapes.file, self.shapes.image, self.shapes.nails)
-            return Labels(index, self.record.nails, known)
-        return Labels(match_nails(self.load_mask(), self.record.nails), self.record.nails, known)
+        else:
+            index = match_nails(self.load_mask(), self.record.nails)
+        return Labels(index, tuple(nail.without_guesses() for nail in self.record.nails), known)
 
     def hash_labels(self) -> str:
         """SHA-256 over everything that is said of the image."""
@@ -149,16 +179,29 @@ class Dataset:
     split: SplitFile | None
 
     def part(self, which: Split) -> tuple[Sample, ...]:
-        """The samples of one part; a folder without a split is all held-out, never trained on."""
-        if which == "all" or (self.split is None and which == "held-out"):
+        """The samples of one part; a folder without a split is all held-out, never trained on.
+
+        Held-out is validation and test together. Where nothing was set aside for validation, all that
+        is held out is the test part.
+
+        Raises:
+            DataError: the training or the validation part of a folder without a split.
+        """
+        if which == "all" or (self.split is None and which in ("held-out", "test")):
             return self.samples
         if self.split is None:
+            if which == "validation":
+                raise DataError(
+                    f"{self.root}: has no written split, so it has no validation part.",
+                    hint="`nailtool data split` writes one.",
+                )
             raise DataError(
                 f"{self.root}: has no written split, so nothing in it may be trained on.",
-                hint="Put a split.json into the folder (see docs/data.md) or train on another one.",
+                hint="`nailtool data split` writes a split.json into the folder (see docs/data.md).",
             )
-        held_out = {stem for group in self.split.held_out for stem in self.split.groups[group]}
-        return tuple(s for s in self.samples if (s.name in held_out) == (which == "held-out"))
+        wanted = ("validation", "test") if which == "held-out" else (which,)
+        parts = self.split.parts()
+        return tuple(s for s in self.samples if parts.get(s.name) in wanted)
 
     def describe(self, which: Split) -> ImageSet:
         """Name, size and content hash of one part."""
@@ -167,6 +210,8 @@ class Dataset:
         for sample in samples:
             line = f"{sample.name} {hash_file(sample.image)} {sample.hash_labels()}\n"
             digest.update(line.encode())
+        if which == "test" and not (self.split and self.split.validation):
+            which = "held-out"  # the same images under the name that two parts give them
         suffix = f" {which}" if self.split is not None else ""
         return ImageSet(
             name=self.card.name + suffix,
@@ -188,7 +233,7 @@ def _read_model(path: Path, kind: type[ModelT]) -> ModelT:
 
 def _find_split(root: Path, stems: set[str]) -> SplitFile | None:
     """A folder's own split.json, or the written split of a known public set with the same stems."""
-    own = root / "split.json"
+    own = root / SPLIT_FILE
     candidates = [own] if own.is_file() else sorted(SPLITS_DIR.glob("*.json"))
     for path in candidates:
         split = _read_model(path, SplitFile)
@@ -233,7 +278,7 @@ def _open_annotations(root: Path) -> Dataset:
         place = root / "images" / image.file_name
         if not place.is_file():
             raise DataError(f"{path}: lists {image.file_name}, but there is no {place}.")
-        record = describe_nails(path, image, nails[image.id])
+        record = describe_nails(path, image, nails[image.id]).without_guessed_labels()
         samples.append(Sample(place.stem, place, None, record, Shapes(path, image, nails[image.id])))
     card = DatasetCard(
         name=file.info.description,
@@ -263,7 +308,8 @@ def _open_masks(root: Path) -> Dataset:
         mask = masks_dir / f"{image.stem}.png"
         if not mask.is_file():
             raise DataError(f"{image.name}: has no mask; expected {mask}.")
-        samples.append(Sample(image.stem, image, mask, card.images.get(image.stem, ImageRecord())))
+        record = card.images.get(image.stem, ImageRecord()).without_guessed_labels()
+        samples.append(Sample(image.stem, image, mask, record))
     stems = [s.name for s in samples]
     unlisted = sorted(set(card.images) - set(stems))
     if unlisted:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nailcore.variant import FINGER_CLASSES, FINGERS
 
@@ -23,6 +23,20 @@ Point = tuple[float, float]
 IndexMap = npt.NDArray[np.uint8]
 
 
+class MachineMade(BaseModel):
+    """Which labels of a nail a machine guessed; they are no ground truth until a person confirms them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    by: str = ""  # e.g. "mediapipe 0.10.21 hands"
+    # Label -> confidence 0..1, None where the machine gave none. What is not named, a person made.
+    labels: dict[Label, Annotated[float, Field(ge=0, le=1)] | None] = Field(min_length=1)
+    confirmed: bool = False  # a person looked at them and found them right
+
+    def guessed(self, label: Label) -> bool:
+        """Whether a label is a guess that nobody confirmed."""
+        return label in self.labels and not self.confirmed
+
+
 class NailRecord(BaseModel):
     """One nail: its class and the points its direction runs between, in image pixels."""
 
@@ -31,6 +45,7 @@ class NailRecord(BaseModel):
     base: Point | None
     tip: Point | None
     area_px: int
+    machine: MachineMade | None = None  # None: everything known of it comes from a person or from geometry
 
     @field_validator("finger")
     @classmethod
@@ -51,6 +66,17 @@ class NailRecord(BaseModel):
         """Index into FINGER_CLASSES, or UNKNOWN_FINGER."""
         return UNKNOWN_FINGER if self.finger is None else FINGER_CLASSES.index(self.finger)
 
+    def without_guesses(self) -> NailRecord:
+        """The same nail without what only a machine says of it: that counts as unknown."""
+        if self.machine is None:
+            return self
+        changes: dict[str, None] = {}
+        if self.machine.guessed("finger"):
+            changes["finger"] = None
+        if self.machine.guessed("direction"):
+            changes |= {"base": None, "tip": None}
+        return self.model_copy(update=changes) if changes else self
+
 
 class ImageRecord(BaseModel):
     """What one image declares about itself."""
@@ -59,6 +85,16 @@ class ImageRecord(BaseModel):
     labels: tuple[Label, ...] = ("mask",)
     subject: str | None = None
     nails: tuple[NailRecord, ...] = ()
+
+    def without_guessed_labels(self) -> ImageRecord:
+        """The record without labels that its nails have from a machine alone; the nails stay as they are."""
+
+        def real(label: Label) -> bool:
+            named = [n for n in self.nails if (n.finger if label == "finger" else n.base or n.tip)]
+            return not named or any(n.machine is None or not n.machine.guessed(label) for n in named)
+
+        kept = tuple(label for label in self.labels if label == "mask" or real(label))
+        return self if kept == self.labels else self.model_copy(update={"labels": kept})
 
 
 @dataclass(frozen=True)

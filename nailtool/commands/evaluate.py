@@ -33,7 +33,7 @@ WEIGHTS_HELP = (
 )
 FOLD_HELP = "k/n: measure on this fold of --data alone (with --weights)."
 POOL_HELP = "Pool the held-out folds of several trainings: their facts files (nail55.json). Repeat it."
-PART_HELP = "held-out, train or all (with --weights)."
+PART_HELP = "test, validation, held-out (both), train or all (with --weights)."
 
 
 @guarded
@@ -44,14 +44,17 @@ def evaluate(
     out: OutOption = DEFAULT_OUT,
     jobs: JobsOption = DEFAULT_JOBS,
     weights: Annotated[Path | None, typer.Option("--weights", help=WEIGHTS_HELP)] = None,
-    part: Annotated[str, typer.Option("--part", help=PART_HELP)] = "held-out",
+    part: Annotated[str, typer.Option("--part", help=PART_HELP)] = "test",
     fold: Annotated[str, typer.Option("--fold", metavar="K/N", help=FOLD_HELP)] = "",
     pool: Annotated[list[Path] | None, typer.Option("--pool", metavar="FACTS", help=POOL_HELP)] = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Segment the held-out images with each variant and compare with their labels.
+    """Segment the test images with each variant and compare with their labels.
+
+    Test images are held out of training and of choosing: a split with a validation part keeps that one
+    apart, in any other the test part is all that is held out.
 
     Overlays are written beside the facts, below OUT/facts/accuracy.
 

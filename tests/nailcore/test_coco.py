@@ -12,19 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nailcore.data.coco import (
-    CocoInfo,
-    LabelledImage,
-    Rle,
-    build_coco,
-    decode_rle,
-    encode_rle,
-    fill_polygons,
-    read_coco,
-    write_coco,
-)
+from nailcore.data.coco import CocoInfo, LabelledImage, build_coco, read_coco, write_coco
 from nailcore.data.folder import ImageRecord, NailRecord, open_dataset
 from nailcore.data.labels import Labels, match_nails
+from nailcore.data.shapes import Rle, decode_rle, encode_rle, fill_polygons
 from nailcore.errors import DataError
 from nailcore.variant import FINGER_CLASSES
 
