@@ -65,7 +65,7 @@ def bisect_artifact(order: Order, given: Path, data: Path | None, engine: str = 
     if data is None:
         run_plan(order, [plan.embedded_stage()])
     dataset = open_dataset(plan.data_node(data).location)
-    samples = dataset.part("held-out")[:IMAGES]
+    samples = dataset.part("test")[:IMAGES]
     images = [letterbox(s.load_image(), variant.height_px, variant.width_px) for s in samples]
     weights = order.registry.weights_path(variant)
     found = find_first_divergence(
@@ -75,7 +75,7 @@ def bisect_artifact(order: Order, given: Path, data: Path | None, engine: str = 
         artifact=ArtifactRef.of(artifact),
         weights_sha256=hash_file(weights),
         engine=chosen.name,
-        images=dataset.describe("held-out"),
+        images=dataset.describe("test"),
         found=found,
     )
     sha256 = hash_path(path)

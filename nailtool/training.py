@@ -280,7 +280,7 @@ def _describe(
         folder = order.out / "overlays" / (f"{number}" if len(sources) > 1 else "")
         for variant in variants:
             result = evaluate_accuracy(
-                variant, weights, source, "held-out", folder / variant.name, heads=heads
+                variant, weights, source, "test", folder / variant.name, heads=heads
             )
             measured[source.card.synthetic].append(result)
     network = load_network(first, weights)
