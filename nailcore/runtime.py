@@ -80,7 +80,11 @@ class Target(Protocol):
     RESOURCES: tuple[str, ...]  # files of ours that do and are no Python source, from the root
 
     def convert(self, variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -> Artifact:
-        """Write the artefact at ``out`` (atomically) and describe it; the caller writes the manifest."""
+        """Write the artefact at ``out`` (atomically) and describe it; the caller writes the manifest.
+
+        A target that serves recipes with ``needs_preparation`` also takes ``prepared``, the folder that
+        ``quantize.prepare`` made for the recipe and the variant.
+        """
 
     ENGINES: tuple[Engine, ...]  # how its files can be executed; the first one is the usual way
 

@@ -18,6 +18,7 @@ from quantize import Recipe
 # Distributions whose version decides what a stage produces; a target names its own in TOOLS.
 TOOLS: Mapping[str, tuple[str, ...]] = {
     "parity": ("torch", "numpy", "opencv-python-headless", "scipy"),
+    "prepare": ("torch", "numpy", "opencv-python-headless", "scipy", "onnxruntime"),
     "accuracy": ("torch", "numpy", "opencv-python-headless", "scipy"),
     "embedded": ("numpy", "opencv-python-headless", "scipy"),
     "report": ("jinja2", "pydantic"),

@@ -16,18 +16,36 @@ from nailcore.variant import Variant
 
 if TYPE_CHECKING:
     from nailcore.data.folder import Dataset
+    from quantize import Recipe
 
 Progress = Callable[[int, int], None]
 CONVERSION_IMAGES = 4  # each is executed by every step of a conversion
 
 
+def prepare_recipe(
+    *, variant: Variant, recipe: Recipe, weights: Path, data: Path, out: Path, progress: Progress
+) -> None:
+    """Calibration images, and the network as a recipe's passes and training leave it."""
+    from quantize.prepare import prepare
+
+    prepare(variant, recipe, weights, _open_dataset(data), out, progress)
+
+
 def convert(
-    *, target: str, variant: Variant, recipe: dict[str, Any], parent: Path, out: Path, progress: Progress
+    *,
+    target: str,
+    variant: Variant,
+    recipe: dict[str, Any],
+    parent: Path,
+    prepared: Path | None,
+    out: Path,
+    progress: Progress,
 ) -> None:
     """Make one artefact and its manifest. A parent that is an artefact is checked against its own."""
     if manifest_path(parent).is_file():
         open_artifact(manifest_path(parent))
-    artifact = importlib.import_module(target).convert(variant, recipe, parent, out)
+    options = {} if prepared is None else {"prepared": prepared}
+    artifact = importlib.import_module(target).convert(variant, recipe, parent, out, **options)
     if artifact.file != out.name:
         raise ConversionError(f"{target} described '{artifact.file}' but was asked to write '{out.name}'.")
     write_manifest(out, artifact)
@@ -70,7 +88,7 @@ def check_parity(
             manifest,
             weights,
             _open_dataset(data),
-            "held-out",
+            "test",
             engine=engine,
             heatmap_dir=scratch,
             golden=golden,
@@ -97,12 +115,12 @@ def check_prepost(
     fact.unlink(missing_ok=True)
     dataset = _open_dataset(data)
     stages = check_stages(
-        dataset, "held-out", variant, weights, engines, packages=packages, ios_dumps=ios_dumps
+        dataset, "test", variant, weights, engines, packages=packages, ios_dumps=ios_dumps
     )
     result = PrePostResult(
         variant=variant.name,
         weights_sha256=hash_file(weights),
-        images=dataset.describe("held-out"),
+        images=dataset.describe("test"),
         stages=stages,
     )
     write_fact(fact, result)
@@ -130,7 +148,7 @@ def compare_conversion(
     fact.unlink(missing_ok=True)
     artifact, _ = open_artifact(manifest)
     seen = Engine("steps", image_limit=CONVERSION_IMAGES)
-    samples, images = parity.describe_images(_open_dataset(data), "held-out", seen)
+    samples, images = parity.describe_images(_open_dataset(data), "test", seen)
     chain = cast(Chain, artifact.kind)
     pairs = compare_stages(variant, weights, chain, recipe, samples=samples, out_dir=out_dir)
     result = ConversionStages(
@@ -152,7 +170,7 @@ def evaluate_accuracy(
 
     with replacing(overlay_dir) as scratch:
         scratch.mkdir()
-        result = accuracy.evaluate_accuracy(variant, weights, _open_dataset(data), "held-out", scratch)
+        result = accuracy.evaluate_accuracy(variant, weights, _open_dataset(data), "test", scratch)
     write_fact(fact, result)
 
 
@@ -182,6 +200,6 @@ def render_report(
     from benchmark.report import ReportContext, collect_facts, write_report
     from benchmark.report import render_report as render
 
-    images = _open_dataset(data).describe("held-out")
+    images = _open_dataset(data).describe("test")
     found = collect_facts(out_dir, ReportContext(images=images, **context))
     write_report(report, render(found))

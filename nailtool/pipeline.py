@@ -61,11 +61,12 @@ class Order:
     force: bool = False
     explain: bool = False
     watch: MakeDisplay = _silent
+    data: Path | None = None  # whose training part recipes are calibrated on; None: the embedded set
 
     @property
     def plan(self) -> Plan:
         """Stages for this registry and folder."""
-        return Plan(self.registry, self.out_dir.resolve())
+        return Plan(self.registry, self.out_dir.resolve(), self.data)
 
 
 def run_plan(order: Order, stages: Sequence[Stage], data: Path | None = None) -> list[StageResult]:
@@ -123,8 +124,10 @@ def describe_data(data: Path | None) -> str:
 
 
 def build_variants(order: Order, units: Sequence[Unit]) -> list[StageResult]:
-    """Convert every stale unit, parents first."""
-    return run_plan(order, order.plan.build_stages(units))
+    """Convert every stale unit, what it needs first."""
+    stages = order.plan.build_stages(units)
+    looks = any(isinstance(node, DataNode) for stage in stages for node in stage.inputs)
+    return run_plan(order, [*(_data_stages(order.plan, order.data) if looks else []), *stages], order.data)
 
 
 def find_built(units: Sequence[Unit]) -> list[Unit]:
@@ -226,14 +229,16 @@ def make_report(
     chosen = registry.variants if variants is None else variants
     out_dir = order.out_dir.resolve()
     units = plan.list_units(chosen.values(), registry.targets, registry.recipes.values())
+    # What nobody named is reported when it is there, and not made.
+    units = [unit for unit in units if unit.recipe.default or unit.manifest.exists()]
     node = plan.data_node(data)
     obstacles = {
         name: importlib.import_module(module).find_obstacle() for name, module in registry.devices.items()
     }
     devices = [name for name, obstacle in obstacles.items() if obstacle is None]
     stages = [
-        *plan.build_stages(units),
         *_data_stages(plan, data),
+        *plan.build_stages(units),
         *(plan.accuracy_stage(variant, node) for variant in chosen.values()),
         *plan_checks(plan, list_checks(plan, units), node, planned=units),
         *_latency_stages(order, devices, units),

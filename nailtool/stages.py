@@ -58,9 +58,10 @@ class Unit:
 class Plan:
     """Makes stages for one registry and one output folder."""
 
-    def __init__(self, registry: Registry, out_dir: Path) -> None:
+    def __init__(self, registry: Registry, out_dir: Path, data: Path | None = None) -> None:
         self.registry = registry
         self.out_dir = out_dir
+        self.data = data  # whose training part recipes are calibrated on; None: the embedded set
 
     # -- artefacts ------------------------------------------------------------------------
     def list_units(
@@ -103,14 +104,51 @@ class Plan:
         return list(wanted.values())
 
     def build_stages(self, units: Sequence[Unit]) -> list[Stage]:
-        """Conversion stages of the units and of the parents they need."""
-        return [self._build_stage(unit) for unit in self.list_stage_units(units)]
+        """Conversion stages of the units and of the parents they need, each after what prepares it."""
+        wanted = self.list_stage_units(units)
+        prepared = {
+            self.prepared_folder(unit): self._preparation_stage(unit)
+            for unit in wanted
+            if unit.recipe.needs_preparation
+        }
+        return [*prepared.values(), *(self._build_stage(unit) for unit in wanted)]
+
+    def prepared_folder(self, unit: Unit) -> Path:
+        """What a recipe prepares for a variant, whatever the target."""
+        return self.out_dir / "prepared" / f"{unit.variant.name}.{unit.recipe.name}"
+
+    def _preparation_stage(self, unit: Unit) -> Stage:
+        weights, data = self.weights_nodes(unit.variant), self.data_node(self.data)
+        folder = self.prepared_folder(unit)
+        return Stage(
+            name=f"prepare {unit.variant.name} {unit.recipe.name}",
+            family="torch",
+            job="nailtool.jobs:prepare_recipe",
+            arguments={
+                "variant": unit.variant,
+                "recipe": unit.recipe,
+                "weights": weights[0].location,
+                "data": data.location,
+                "out": folder,
+            },
+            inputs=(
+                *weights,
+                data,
+                config_node(unit.variant, "variant"),
+                config_node(unit.recipe, "recipe"),
+                tools_node(*TOOLS["prepare"]),
+                sources_node(["quantize.prepare"], list_resources(SPLITS)),
+            ),
+            products=(self.file_node(folder),),
+            affinity=unit.variant.name,
+        )
 
     def _build_stage(self, unit: Unit) -> Stage:
         parent = self._parent(unit)
         weights = self.weights_nodes(unit.variant)
         source: tuple[Node, ...] = weights if parent is None else (self.file_node(parent.path),)
         module = self.registry.targets[unit.kind]
+        prepared = self.prepared_folder(unit) if unit.recipe.needs_preparation else None
         return Stage(
             name=unit.name,
             family=self.find_target(unit.kind).FAMILY,
@@ -120,10 +158,12 @@ class Plan:
                 "variant": unit.variant,
                 "recipe": unit.recipe.model_dump(mode="json"),
                 "parent": source[0].load(),
+                "prepared": prepared,
                 "out": unit.path,
             },
             inputs=(
                 *source,
+                *([] if prepared is None else [self.file_node(prepared)]),
                 config_node(unit.variant, "variant"),
                 config_node(unit.recipe, "recipe"),
                 tools_node(*self.find_target(unit.kind).TOOLS),

@@ -10,6 +10,7 @@ import typer
 
 from nailtool.boundary import guarded
 from nailtool.commands.options import (
+    DataOption,
     ForceOption,
     JobsOption,
     JsonOption,
@@ -37,6 +38,7 @@ def build_variants(
     variants: VariantsOption = None,
     targets: TargetsOption = None,
     recipes: RecipesOption = None,
+    data: DataOption = None,
     out: OutOption = DEFAULT_OUT,
     jobs: JobsOption = DEFAULT_JOBS,
     force: ForceOption = False,
@@ -54,10 +56,18 @@ def build_variants(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     began = time.perf_counter()
     registry = load_registry()
-    from nailtool.pipeline import Order
+    from nailtool.pipeline import Order, check_data
     from nailtool.pipeline import build_variants as build
 
-    order = Order(registry, out_dir=out, jobs=jobs, force=force, explain=explain, watch=terminal.watch)
+    order = Order(
+        registry,
+        out_dir=out,
+        jobs=jobs,
+        force=force,
+        explain=explain,
+        watch=terminal.watch,
+        data=check_data(data),
+    )
     units = find_units(order, variants, targets, recipes)
     if list_only:
         _show_list(terminal, units)
@@ -66,7 +76,10 @@ def build_variants(
     if explain:
         show_explanation(terminal, results)
         return
-    _show_results(terminal, order.plan.list_stage_units(units), results, time.perf_counter() - began)
+    wanted = order.plan.list_stage_units(units)
+    names = {unit.name for unit in wanted}
+    converted = [result for result in results if result.stage.name in names]
+    _show_results(terminal, wanted, converted, time.perf_counter() - began)
     code = show_failures(terminal, results)
     if code:
         raise typer.Exit(code)

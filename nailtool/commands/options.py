@@ -32,7 +32,10 @@ TargetsOption = Annotated[
     ),
 ]
 RecipesOption = Annotated[
-    str | None, typer.Option("--recipes", metavar="A,B", help="Only these recipes, e.g. fp32.")
+    str | None,
+    typer.Option(
+        "--recipes", metavar="A,B|all", help="These recipes, e.g. fp32 (without it, the default ones)."
+    ),
 ]
 JobsOption = Annotated[int, typer.Option("--jobs", min=1, max=64, help="Worker processes at once.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Run again although nothing changed.")]
@@ -43,7 +46,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON documen
 def find_units(
     order: Order, variants: str | None, targets: str | None = None, recipes: str | None = None
 ) -> list[Unit]:
-    """The artefacts a selection names.
+    """The artefacts a selection names; without recipes, the default ones and what is there already.
 
     Raises:
         UnknownNameError: with the nearest names.
@@ -56,9 +59,11 @@ def find_units(
     chosen = (
         select_names("variant", variants, registry.variants),
         select_names("target", targets, registry.targets),
-        select_names("recipe", recipes, registry.recipes),
+        select_names("recipe", None if recipes == "all" else recipes, registry.recipes),
     )
     units = order.plan.list_units(chosen[0].values(), chosen[1], chosen[2].values())
+    if recipes is None:
+        units = [unit for unit in units if unit.recipe.default or unit.manifest.exists()]
     if not units:
         raise NailtoolError(
             f"No artefact matches: targets {', '.join(chosen[1])} do not serve "

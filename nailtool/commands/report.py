@@ -56,9 +56,9 @@ def report(
     from nailtool.pipeline import Order, check_data, describe_results, make_report
     from nailtool.rooms import select_names
 
-    order = Order(load_registry(), out_dir=out, jobs=jobs, explain=explain, watch=terminal.watch)
-    chosen = select_names("variant", variants, order.registry.variants)
     folder = check_data(data)
+    order = Order(load_registry(), out_dir=out, jobs=jobs, explain=explain, watch=terminal.watch, data=folder)
+    chosen = select_names("variant", variants, order.registry.variants)
     note_data(terminal, folder)
     results, path = make_report(order, folder, reports_dir, shorten_command(sys.argv[1:]), chosen)
     if explain:

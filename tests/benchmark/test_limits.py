@@ -94,7 +94,10 @@ def test_a_new_recipe_falls_under_a_precision() -> None:
     assert name_precision(Recipe(name="a", **fields)) == "precision.float32"
     half = Recipe(name="b", weights_dtype="float16", compute_dtype="float16", **fields)
     assert name_precision(half) == "precision.float16"
-    integer = Recipe(name="c", weights_dtype="int8", compute_dtype="int8", **fields)
+    ranges = {"activations": {"dtype": "uint8"}, "calibration": {"images": 4}}
+    integer = Recipe.model_validate(
+        {"name": "c", "weights_dtype": "int8", "compute_dtype": "int8", **ranges, **fields}
+    )
     assert name_precision(integer) == "precision.int8-int8"
 
 
