@@ -14,8 +14,12 @@ from deploy.intake.folder import (
     list_folder,
     refuse,
 )
+from nailcore.errors import ArtifactError
 
 MANIFEST_FILE = "Manifest.json"
+# coremltools writes it for models of torch.export; it maps debug handles and computes nothing.
+_DEBUG_FILE = "executorch_debug_handle_mapping.json"
+_FINDER_FILE = ".DS_Store"  # macOS leaves one in every folder that somebody looked into
 _BLOB_NAME = re.compile(rb"@model_path/([^\x00-\x1f\x7f]{1,255}?\.bin)")
 
 
@@ -26,6 +30,12 @@ def check(path: Path) -> None:
     types and every operation.
     """
     found = list_folder(path)
+    if "coremldata.bin" in found:
+        raise ArtifactError(
+            f"{path}: a compiled model (.mlmodelc), which only macOS can read.",
+            hint="Use the .mlpackage that it was compiled from.",
+        )
+    found = {name: size for name, size in found.items() if not _is_beside_the_model(name)}
     items, root = _read_manifest(path)
     if root not in items:
         raise refuse(path / MANIFEST_FILE, "does not list its own root model.")
@@ -42,6 +52,10 @@ def check(path: Path) -> None:
         place = f"Data/{item}"
         if place not in found and not (path / place).is_dir():
             raise refuse(path, f"{item!r}, listed in the manifest, is missing.")
+
+
+def _is_beside_the_model(name: str) -> bool:
+    return name == _DEBUG_FILE or name.rpartition("/")[2] == _FINDER_FILE
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, str], str]:

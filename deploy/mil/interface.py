@@ -231,3 +231,22 @@ def feed_image(feature: Feature, value: Array) -> Array:
     if image.color_space == "BGR":
         planes = planes[::-1]
     return np.ascontiguousarray(planes[None], dtype=np.float32)
+
+
+def draw_image(feature: Feature, value: Array) -> Array:
+    """An image output as pixels: uint8, (H, W, 3) RGB or (H, W) grey, rounded and limited to 0..255.
+
+    Args:
+        feature: an output with an image.
+        value: (1, C, H, W) in the model's channel order, as `MilModel.run` returns it.
+    """
+    image = feature.image
+    if image is None:
+        raise TypeError(f"{feature.name} is not an image")
+    # A half-precision image holds 0..1, as Core Image reads it; the 8-bit ones hold code values.
+    full = 255.0 if image.color_space == "GRAYSCALE_FLOAT16" else 1.0
+    pixels = np.rint(np.nan_to_num(value[0].astype(np.float64) * full, nan=0.0)).clip(0, 255).astype(np.uint8)
+    if image.channels == 1:
+        return np.ascontiguousarray(pixels[0])
+    planes = pixels[::-1] if image.color_space == "BGR" else pixels
+    return np.ascontiguousarray(planes.transpose(1, 2, 0))

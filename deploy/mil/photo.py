@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.mil.blobs import Array
-from deploy.mil.interface import Feature
+from deploy.mil.interface import Feature, draw_image
 from deploy.mil.model import MilModel
 from nailcore.errors import DataError
 from nailcore.preprocess import letterbox
@@ -167,27 +167,43 @@ def draw_labels(shown: Pixels, labels: npt.NDArray[np.int64]) -> Pixels:
     return np.where((large > 0)[..., None], np.rint(mixed), shown).astype(np.uint8)
 
 
-def save_results(folder: Path, stem: str, fed: Fed, outputs: dict[str, Array]) -> list[Path]:
-    """Write all outputs as one .npz, and an overlay for each that is a map; returns the files."""
-    import cv2
-
+def save_results(
+    folder: Path, stem: str, fed: Fed, outputs: dict[str, Array], features: tuple[Feature, ...] = ()
+) -> list[Path]:
+    """Write all outputs as one .npz; image outputs as pictures, maps as overlays; returns the files."""
     target = folder / f"{stem}.npz"
     with replacing(target) as scratch, zipfile.ZipFile(scratch, "w") as archive:
         for name, value in outputs.items():  # np.savez takes keywords, and an output may be called "file"
             with archive.open(f"{_safe(name)}.npy", "w") as stream:
                 np.lib.format.write_array(stream, value, allow_pickle=False)  # type: ignore[no-untyped-call]
     written = [target]
+    images = {feature.name: feature for feature in features if feature.image is not None}
     for name, value in outputs.items():
-        found = label_map(name, value, fed.layout)
-        if found is not None:
-            picture = draw_labels(fed.shown, found[0])
-            done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-            if not done:
-                raise DataError(f"The overlay of '{name}' could not be encoded.")
+        picture = _picture(name, value, fed, images.get(name))
+        if picture is not None:
             path = folder / f"{stem}.{_safe(name)}.png"
-            write_bytes(path, data.tobytes())
+            write_bytes(path, _encode(picture, name))
             written.append(path)
     return written
+
+
+def _picture(name: str, value: Array, fed: Fed, image: Feature | None) -> Array | None:
+    """(H, W, 3) RGB or (H, W) uint8: the image itself, or classes over the photograph; None for others."""
+    if image is not None:
+        return draw_image(image, value)
+    found = label_map(name, value, fed.layout)
+    return None if found is None else draw_labels(fed.shown, found[0])
+
+
+def _encode(picture: Array, name: str) -> bytes:
+    import cv2
+
+    done, data = cv2.imencode(
+        ".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
+    )
+    if not done:
+        raise DataError(f"The picture of '{name}' could not be encoded.")
+    return data.tobytes()
 
 
 def _safe(name: str) -> str:

@@ -99,7 +99,7 @@ def run_coreml(
             for r in rows
         ),
     )
-    files = save_results(out, image.stem, fed, outputs) if out else []
+    files = save_results(out, image.stem, fed, outputs, loaded.outputs) if out else []
     for file in files:
         terminal.show(f"wrote {file}")
     if out is None:

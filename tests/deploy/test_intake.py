@@ -90,6 +90,26 @@ def test_missing_empty_and_linked_files_are_told_apart(
         check_intake(kind, path)
 
 
+def test_a_package_may_hold_what_coremltools_and_finder_leave_beside_the_model(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    path = copy_model(tiny_models["coreml"], tmp_path)
+    for name in ("executorch_debug_handle_mapping.json", ".DS_Store", "Data/.DS_Store"):
+        (path / name).write_bytes(b"{}")
+    check_intake("coreml", path)
+    (path / "Data" / "executorch_debug_handle_mapping.json").write_bytes(b"{}")  # not where it is written
+    with pytest.raises(ArtifactError, match="which nothing in it refers to"):
+        check_intake("coreml", path)
+
+
+def test_a_compiled_model_is_called_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "model.mlmodelc"
+    path.mkdir()
+    (path / "coremldata.bin").write_bytes(b"compiled")
+    with pytest.raises(ArtifactError, match=r"compiled model \(\.mlmodelc\)"):
+        check_intake("coreml", path)
+
+
 @pytest.mark.parametrize("kind", ["tfjs", "coreml"])
 def test_folders_hold_nothing_but_what_they_declare(
     kind: str, tiny_models: dict[str, Path], tmp_path: Path

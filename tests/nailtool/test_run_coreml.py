@@ -14,6 +14,7 @@ import torch
 from deploy.coremltools_import import import_coremltools
 from deploy.mil import load_package
 from deploy.mil.photo import Feeding, draw_labels, feed_photo, label_map
+from nailcore.data.folder import read_image
 from nailcore.errors import DataError
 from nailtool.cli import main
 from tests.deploy.mil_builder import convert_module
@@ -174,3 +175,34 @@ def test_an_image_model_gets_its_pixels_as_they_are(tmp_path: Path) -> None:
     fed = feed_photo(load_package(path), photo, Feeding())
     np.testing.assert_array_equal(fed.inputs["x0"], photo)
     assert "BGR" in fed.notes[1]
+
+
+class Negative(torch.nn.Module):
+    """255 minus each channel, and 200 more than may be in the last one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 255.0 - x + torch.tensor([0.0, 0.0, 200.0]).reshape(1, 3, 1, 1)
+
+
+@pytest.mark.parametrize("space", ["RGB", "BGR"])
+def test_an_image_output_is_written_as_the_picture_it_is(
+    space: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ct = import_coremltools()
+    layout = getattr(ct.colorlayout, space)
+    path = tmp_path / "negative.mlpackage"
+    convert_module(
+        Negative(),
+        [torch.zeros(1, 3, HEIGHT, WIDTH)],
+        path,
+        opset=16,
+        inputs=[ct.ImageType("x0", shape=(1, 3, HEIGHT, WIDTH), color_layout=layout)],
+        outputs=[ct.ImageType("picture", color_layout=layout)],
+    )
+    code, _, _ = run([str(path), str(photo), "--out", str(tmp_path / "out")], capsys)
+    assert code == 0
+    drawn = cv2.cvtColor(cv2.imread(str(tmp_path / "out" / "photo.picture.png")), cv2.COLOR_BGR2RGB)
+    shown = feed_photo(load_package(path), read_image(photo), Feeding()).shown
+    wanted = 255 - shown.astype(int)
+    wanted[..., 2 if space == "RGB" else 0] += 200  # the program's last channel
+    np.testing.assert_array_equal(drawn, wanted.clip(0, 255))
