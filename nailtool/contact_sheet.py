@@ -1,4 +1,4 @@
-"""A contact sheet: images of a data folder side by side, each with the outline of its mask."""
+"""A contact sheet: images side by side, each nail with its outline, finger and arrow from base to tip."""
 
 from __future__ import annotations
 
@@ -9,16 +9,27 @@ import numpy as np
 import numpy.typing as npt
 
 from nailcore.data.folder import Sample
+from nailcore.data.labels import NailRecord, Point
 from nailcore.errors import DataError
 from nailcore.storage import write_bytes
 
-_CELL_PX = 240
+CELL_PX = 320
 _LABEL_PX = 18
-_OUTLINE_BGR = (60, 255, 90)
+_LEGEND = (
+    "green: left hand, orange: right hand, blue: unknown finger; "
+    "T I M R P: thumb to pinky; ?: guessed by a machine"
+)
+# Colours as BGR, told apart by colour-blind people as well (Okabe and Ito).
+_COLOURS = {"left": (115, 158, 0), "right": (0, 159, 230), "": (233, 180, 86)}
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+_FINE = 4  # fractional bits of OpenCV's coordinates
+Cell = npt.NDArray[np.uint8]
 
 
-def write_contact_sheet(samples: Sequence[Sample], out: Path, *, columns: int = 6) -> None:
-    """Write a PNG with one cell of 240 px per sample, in the order given.
+def write_contact_sheet(
+    samples: Sequence[Sample], out: Path, *, columns: int = 6, cell_px: int = CELL_PX
+) -> None:
+    """Write a PNG with one cell per sample, in the order given, and a line that explains the colours.
 
     Raises:
         DataError: there are no samples, one cannot be read, or ``out`` is no PNG.
@@ -31,28 +42,89 @@ def write_contact_sheet(samples: Sequence[Sample], out: Path, *, columns: int = 
         raise DataError(f"{out}: a contact sheet is a PNG file.", hint="Give --out a name that ends in .png.")
     columns = min(columns, len(samples))
     rows = -(-len(samples) // columns)
-    sheet = np.full((rows * (_CELL_PX + _LABEL_PX), columns * _CELL_PX, 3), 255, np.uint8)
+    sheet = np.full((rows * (cell_px + _LABEL_PX) + _LABEL_PX, columns * cell_px, 3), 255, np.uint8)
     for index, sample in enumerate(samples):
-        top, left = (index // columns) * (_CELL_PX + _LABEL_PX), (index % columns) * _CELL_PX
-        cell = draw_cell(sample)
+        top, left = (index // columns) * (cell_px + _LABEL_PX), (index % columns) * cell_px
+        cell = draw_cell(sample, cell_px)
         sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
-        place = (left + 3, top + _CELL_PX + 13)
-        cv2.putText(sheet, sample.name[:34], place, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
+        _write(sheet, sample.name[: cell_px // 7], (left + 3, top + cell_px + 13))
+    _write(sheet, _LEGEND[: columns * cell_px // 6], (3, sheet.shape[0] - 5))
     done, png = cv2.imencode(".png", sheet)
     if not done:
         raise DataError(f"{out}: the sheet of {len(samples)} images could not be encoded.")
     write_bytes(out, png.tobytes())
 
 
-def draw_cell(sample: Sample) -> npt.NDArray[np.uint8]:
-    """(h, w, 3) BGR with the longer side at 240 px; the outline is drawn after scaling, 1 px wide."""
+def _write(sheet: Cell, text: str, place: tuple[int, int]) -> None:
+    import cv2
+
+    cv2.putText(sheet, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.36, _BLACK, 1, cv2.LINE_AA)
+
+
+def draw_cell(sample: Sample, cell_px: int = CELL_PX) -> Cell:
+    """(h, w, 3) BGR with the longer side at ``cell_px``; lines are drawn after scaling, 1 px wide.
+
+    Machine-made fingers and directions are shown as well, with a question mark.
+    """
     import cv2
 
     image = sample.load_image()
-    scale = _CELL_PX / max(image.shape[:2])
+    index = sample.load_labels().nail_index
+    scale = cell_px / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    cell = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
-    mask = cv2.resize(sample.load_mask().astype(np.uint8), size, interpolation=cv2.INTER_AREA)
-    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(cell, contours, -1, _OUTLINE_BGR, 1)
-    return np.asarray(cell, np.uint8)
+    shrinking = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    small = cv2.resize(image, size, interpolation=shrinking)
+    cell = np.ascontiguousarray(np.asarray(small, np.uint8)[..., ::-1])
+    for k in range(1, int(index.max(initial=0)) + 1):
+        nail = sample.record.nails[k - 1] if k <= len(sample.record.nails) else None
+        _draw_outline(cell, np.asarray(index == k), scale, _colour(nail))
+    for nail in sample.record.nails:
+        _draw_direction(cell, nail, scale)
+    return cell
+
+
+def _colour(nail: NailRecord | None) -> tuple[int, int, int]:
+    return _COLOURS[nail.finger.partition(" ")[0] if nail is not None and nail.finger else ""]
+
+
+def _draw_outline(
+    cell: Cell, mask: npt.NDArray[np.bool_], scale: float, colour: tuple[int, int, int]
+) -> None:
+    """The border of the mask's pixels, not of their centres: what looks tight is tight."""
+    import cv2
+
+    fine = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    fine = cv2.resize(fine, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(fine, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    # Doubled pixel (u, v) has its centre at (u + 0.5) / 2 - 1 of the image's coordinates.
+    lines = [np.round((((c + 0.5) / 2 - 1) * scale - 0.5) * (1 << _FINE)).astype(np.int32) for c in contours]
+    cv2.polylines(cell, lines, isClosed=True, color=colour, thickness=1, lineType=cv2.LINE_AA, shift=_FINE)
+
+
+def _draw_direction(cell: Cell, nail: NailRecord, scale: float) -> None:
+    """Arrow from base to tip and the finger's letter behind the base."""
+    import cv2
+
+    if nail.base is None or nail.tip is None:
+        return
+
+    def place(point: Point) -> tuple[int, int]:
+        return round(point[0] * scale - 0.5), round(point[1] * scale - 0.5)
+
+    base, tip = place(nail.base), place(nail.tip)
+    for colour, width in ((_BLACK, 3), (_WHITE, 1)):
+        cv2.arrowedLine(cell, base, tip, colour, width, cv2.LINE_AA, tipLength=0.3)
+    text = _letters(nail)
+    back = np.subtract(nail.base, nail.tip)
+    back = back / max(float(np.hypot(*back)), 1e-6) * 9
+    corner = (round(base[0] + back[0] - 4 * len(text)), round(base[1] + back[1] + 4))
+    for colour, width in ((_BLACK, 3), (_WHITE, 1)):
+        cv2.putText(cell, text, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.36, colour, width, cv2.LINE_AA)
+
+
+def _letters(nail: NailRecord) -> str:
+    letter = nail.finger.partition(" ")[2][0].upper() if nail.finger else ""
+    guessed = nail.machine is not None and (
+        nail.machine.guessed("finger") or nail.machine.guessed("direction")
+    )
+    return letter + ("?" if guessed else "")

@@ -3,47 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from nailtool.boundary import guarded
+from nailtool.commands import data_import
 from nailtool.commands.options import JsonOption, QuietOption
 from nailtool.terminal import Terminal
 
-app = typer.Typer(help="Look at a data folder, or write the embedded one.", no_args_is_help=True)
+app = typer.Typer(
+    help="Import, check, split and show labelled photographs; render hands.", no_args_is_help=True
+)
+app.command("import")(data_import.import_data)
 
 
 @app.command("show")
 @guarded
 def show(
-    folder: Annotated[Path, typer.Argument(help="Data folder with images/ and masks/.")],
+    folder: Annotated[Path, typer.Argument(help="Data folder: images/ with annotations.json or masks/.")],
     *,
     out: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("contact-sheet.png"),
-    part: Annotated[str, typer.Option("--part", help="all, train or held-out.")] = "all",
+    part: Annotated[str, typer.Option("--part", help="all, train, validation, test or held-out.")] = "all",
     columns: Annotated[int, typer.Option("--columns", min=1, max=50, help="Pictures per row.")] = 6,
+    cell: Annotated[int, typer.Option("--cell", min=64, max=2048, help="Long side of a picture, px.")] = 320,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a contact sheet: every image of a data folder with the outline of its mask.
+    """Write a contact sheet: every image with the outlines, fingers and directions of its nails.
 
     Example: nailtool data show photos --out sheet.png --part held-out
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    from nailcore.data.folder import open_dataset
+    from nailcore.data.folder import PARTS, open_dataset
     from nailcore.errors import UnknownNameError
     from nailtool.contact_sheet import write_contact_sheet
 
-    parts: dict[str, Literal["all", "train", "held-out"]] = {
-        "all": "all",
-        "train": "train",
-        "held-out": "held-out",
-    }
-    if part not in parts:
-        raise UnknownNameError("part", part, parts)
+    if part not in PARTS:
+        raise UnknownNameError("part", part, PARTS)
     dataset = open_dataset(folder)
-    samples = dataset.part(parts[part])
-    write_contact_sheet(samples, out, columns=columns)
+    samples = dataset.part(PARTS[part])
+    write_contact_sheet(samples, out, columns=columns, cell_px=cell)
     kind = "synthetic images" if dataset.card.synthetic else "images"
     terminal.show(f"{len(samples)} {kind} of {dataset.card.name} ({part}): {out}")
     terminal.emit(

@@ -1,0 +1,213 @@
+"""Importer of photographs with mask images: every connected piece of a mask is a nail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nailcore.data.folder import DatasetCard
+from nailcore.data.importing.found import (
+    FoundImage,
+    FoundLabels,
+    FoundNail,
+    FoundSet,
+    Wishes,
+    list_photos,
+)
+from nailcore.data.importing.photo import inspect_photo, load_pixels
+from nailcore.data.labels import ImageRecord, MachineMade, Point, match_nails
+from nailcore.data.shapes import Mask, encode_rle
+from nailcore.errors import DataError
+from nailcore.variant import FINGER_CLASSES
+
+PHOTO_FOLDERS = ("images", "image", "img", "imgs", "photos")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "segmentation", "SegmentationClass")
+_ENDINGS = ("", "_mask", "-mask", "_label", "-label", "_seg", ".mask")
+_SAME_NAIL_PX = 3.0  # how far the centre of a nail of the manifest may lie from that of its piece
+
+
+def suits(source: Path) -> bool:
+    """Whether a folder holds photos and masks side by side."""
+    return source.is_dir() and _find_folders(source) is not None
+
+
+def _find_folders(source: Path) -> tuple[Path, Path] | None:
+    photos = next((source / n for n in PHOTO_FOLDERS if (source / n).is_dir()), None)
+    masks = next((source / n for n in MASK_FOLDERS if (source / n).is_dir()), None)
+    if photos is None or masks is None or not list_photos(masks):
+        return None
+    return photos, masks
+
+
+def find(source: Path, wishes: Wishes) -> FoundSet:
+    """Every photo that has a mask of its name.
+
+    Raises:
+        DataError: no such folders, or a damaged ``dataset.json`` or ``manifest.json``.
+    """
+    folders = _find_folders(source)
+    if folders is None:
+        raise DataError(
+            f"{source}: holds no photos with masks.",
+            hint=f"Expected {PHOTO_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/ with equal file stems.",
+        )
+    photos_dir, masks_dir = folders
+    masks = {path.relative_to(masks_dir).with_suffix("").as_posix(): path for path in list_photos(masks_dir)}
+    card, guesses = _read_card(source), _read_manifest(source) if wishes.auto_labels else {}
+    images, used = [], set()
+    for photo in list_photos(photos_dir):
+        place = photo.relative_to(photos_dir).with_suffix("").as_posix()
+        mask = next((masks[place + end] for end in _ENDINGS if place + end in masks), None)
+        problem = "" if mask else f"{photo}: has no mask; expected {masks_dir / (place + '.png')}."
+        mask = mask or photo
+        used.add(mask)
+        record = card.images.get(photo.stem) if card else None
+        images.append(
+            FoundImage(
+                photo=photo,
+                key=photo.relative_to(source).as_posix(),
+                label_file=mask,
+                read=partial(
+                    _read_mask, photo, mask, record, guesses.get(photo.name, ()), wishes.min_area_px
+                ),
+                subject=record.subject if record else None,
+                problem=problem,
+            )
+        )
+    left_out = [(p.relative_to(source).as_posix(), "a mask without a photo") for p in masks.values()]
+    left_out = [entry for entry in left_out if source / entry[0] not in used]
+    name, licence = (card.name, card.licence) if card else ("", "")
+    return FoundSet(tuple(images), tuple(left_out), name, licence)
+
+
+def _read_card(source: Path) -> DatasetCard | None:
+    path = source / "dataset.json"
+    if not path.is_file():
+        return None
+    try:
+        return DatasetCard.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not a valid dataset card: {error}") from error
+
+
+def load_mask(path: Path) -> Mask:
+    """(H, W) upright: nail where a mask image is above 127, or 1 in one that holds only 0 and 1.
+
+    Raises:
+        DataError: unreadable, or of values that may mean anything.
+    """
+    import cv2
+
+    grey = cv2.cvtColor(load_pixels(inspect_photo(path)), cv2.COLOR_RGB2GRAY)
+    highest = int(np.max(grey, initial=0))
+    if highest == 1:
+        return np.asarray(grey == 1)
+    if 1 < highest <= 127:
+        raise DataError(
+            f"{path}: its values go up to {highest}: is that a class, a nail's number or a shade?",
+            hint="Expected 0 and 255 (or 0 and 1), white being nail.",
+        )
+    return np.asarray(grey > 127)
+
+
+def _read_mask(  # noqa: PLR0917 - bound by partial
+    photo: Path,
+    path: Path,
+    record: ImageRecord | None,
+    guesses: Sequence[Mapping[str, Any]],
+    min_area_px: int,
+    size: tuple[int, int],
+) -> FoundLabels:
+    mask = load_mask(path)
+    frame = (mask.shape[1], mask.shape[0])
+    if set(frame) != set(size):
+        raise DataError(
+            f"{photo}: is {size[0]}×{size[1]} px but its mask {path.name} is {frame[0]}×{frame[1]} px.",
+            hint="Labels must cover their image pixel for pixel.",
+        )
+    records = record.nails if record else ()
+    index = match_nails(mask, records)
+    nails, notes, specks = [], [], 0
+    for k in range(1, int(index.max(initial=0)) + 1):
+        piece = np.asarray(index == k)
+        area = int(np.count_nonzero(piece))
+        if area < min_area_px:
+            specks += area > 0
+            continue
+        nail = FoundNail(encode_rle(piece), where=f"nail {k}")
+        if k <= len(records):
+            known = records[k - 1]
+            nail = replace(nail, finger=known.finger, base=known.base, tip=known.tip, machine=known.machine)
+        elif guesses:
+            nail = _guess(nail, piece, guesses)
+        nails.append(nail)
+    if specks:
+        notes.append(f"{specks} piece(s) of less than {min_area_px} px left out")
+    return FoundLabels(tuple(nails), frame, record.labels if record else None, tuple(notes))
+
+
+# -- what a machine guessed --------------------------------------------------------------------------
+def _read_manifest(source: Path) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """Photo's file name -> nails with ``auto_*`` fields, of the public CC0 set's ``manifest.json``."""
+    path = source / "manifest.json"
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file, so there are no machine-made labels to take over.",
+            hint="Leave --auto-labels out; `nailtool data autolabel` makes such labels afterwards.",
+        )
+    try:
+        entries = json.loads(path.read_bytes())
+        return {Path(entry["image"]).name: tuple(entry["nails"]) for entry in entries}
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise DataError(f"{path}: not a list of images with nails: {error!r}.") from error
+
+
+def _guess(nail: FoundNail, piece: Mask, guesses: Sequence[Mapping[str, Any]]) -> FoundNail:
+    """A nail with the guesses of the manifest's entry of the same centre."""
+    rows, columns = np.nonzero(piece)
+    centre = np.array([columns.mean(), rows.mean()])
+    try:
+        entry = min(guesses, key=lambda g: float(np.hypot(*(np.asarray(g["centroid"], float) - centre))))
+        if np.hypot(*(np.asarray(entry["centroid"], float) - centre)) > _SAME_NAIL_PX:
+            return nail
+        made: dict[str, None] = {}
+        finger = base = tip = None
+        if entry.get("auto_finger") and entry.get("auto_hand"):
+            named = f"{entry['auto_hand']} {entry['auto_finger']}".lower()
+            finger = FINGER_CLASSES[FINGER_CLASSES.index(named)]
+            made["finger"] = None
+        if entry.get("auto_dir"):
+            base, tip = span_points(piece, np.asarray(entry["auto_dir"], np.float64))
+            made["direction"] = None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"manifest.json: damaged entry near {centre.round().tolist()}: {error}.") from error
+    if not made:
+        return nail
+    machine = MachineMade.model_validate({"by": "auto_* of manifest.json", "labels": made})
+    return replace(nail, finger=finger, base=base, tip=tip, machine=machine)
+
+
+def span_points(piece: Mask, direction: npt.NDArray[np.float64]) -> tuple[Point, Point]:
+    """Base and tip of a nail (H, W) whose direction (2,) is known: where the line through its middle ends.
+
+    Raises ValueError when the direction is no vector.
+    """
+    length = float(np.hypot(*direction))
+    if direction.shape != (2,) or not np.isfinite(length) or length < 1e-6:
+        raise ValueError(f"a direction is two numbers, found {direction.tolist()}")
+    unit = direction / length
+    rows, columns = np.nonzero(piece)
+    points = np.stack([columns, rows], 1) + 0.5
+    centre = points.mean(0)
+    along = (points - centre) @ unit
+    across = np.abs((points - centre) @ np.array([-unit[1], unit[0]]))
+    near = along[across <= max(1.0, float(across.min()))]
+    base, tip = centre + unit * near.min(), centre + unit * near.max()
+    return (float(base[0]), float(base[1])), (float(tip[0]), float(tip[1]))
