@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmark.accuracy_drop import DropCounter
 from benchmark.comparison import Comparison, judge
 from benchmark.heatmaps import write_heatmaps
 from benchmark.limits import limits_of
@@ -28,6 +29,7 @@ from nailcore.artifact import (
 from nailcore.data.folder import Dataset, Sample, Split
 from nailcore.errors import ArtifactError, ConversionError, DataError, MissingToolError, UnknownNameError
 from nailcore.facts import (
+    AccuracyDrop,
     ArtifactRef,
     Check,
     Gate,
@@ -77,13 +79,20 @@ class TorchReference:
 
 
 def compare_runners(
-    reference: Runner, found: Runner, samples: Sequence[Sample], variant: Variant
+    reference: Runner,
+    found: Runner,
+    samples: Sequence[Sample],
+    variant: Variant,
+    drop: DropCounter | None = None,
 ) -> Comparison:
-    """Feed the same letterboxed photos to both, one at a time."""
+    """Feed the same letterboxed photos to both, one at a time; ``drop`` counts both against the labels."""
     comparison = Comparison()
     for sample in samples:
         image = letterbox(sample.load_image(), variant.height_px, variant.width_px)[None]
-        comparison.add(sample.name, reference.run(image), found.run(image), image[0])
+        ours, theirs = reference.run(image), found.run(image)
+        comparison.add(sample.name, ours, theirs, image[0])
+        if drop is not None:
+            drop.add(sample.name, sample.load_labels().mask, ours, theirs)
     return comparison
 
 
@@ -145,6 +154,7 @@ class _Verdict:
     settings: dict[str, str] = field(default_factory=dict)
     comparison: Comparison | None = None
     worst_images: list[WorstImage] = field(default_factory=list)
+    accuracy: AccuracyDrop | None = None
     checks: list[Check] = field(default_factory=list)
     gates: list[Gate] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -241,11 +251,12 @@ def _compare(case: _Case, runner: Runner, reference: Runner, verdict: _Verdict) 
     verdict.settings = {str(k): str(v) for k, v in getattr(runner, "settings", {}).items()}
     if case.golden is not None:
         verdict.settings |= {"recorded in": case.golden.golden.name}
-    comparison = compare_runners(reference, runner, case.samples, case.variant)
+    drop = DropCounter(case.variant)
+    comparison = compare_runners(reference, runner, case.samples, case.variant, drop)
     verdict.failures += judge(case.artifact.label, comparison, case.limits, case.heads_trained)
     if case.heatmap_dir is not None:
         verdict.worst_images = write_heatmaps(comparison.suspects, case.heatmap_dir)
-    verdict.comparison = comparison
+    verdict.comparison, verdict.accuracy = comparison, drop.describe()
 
 
 def check_parity(
@@ -355,6 +366,7 @@ def _describe(case: _Case, verdict: _Verdict, images: ImageSet, weights_sha256: 
         software_gpu=case.engine.software_gpu and verdict.settings.get("software gpu") != "no",
         settings=verdict.settings,
         worst_images=verdict.worst_images,
+        accuracy=verdict.accuracy,
         gates=verdict.gates,
         checks=verdict.checks,
         failures=verdict.failures,

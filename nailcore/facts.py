@@ -117,6 +117,27 @@ class Check(Fact):
     detail: str
 
 
+class ImageDrop(Fact):
+    """One labelled image: confusion counts (tp, fp, fn, tn) in pixels, at the photo's own size."""
+
+    name: str
+    found: tuple[int, int, int, int]  # of the file's mask
+    reference: tuple[int, int, int, int]  # of the float network's
+
+
+class AccuracyDrop(Fact):
+    """What a file segments worse than the float network, both against the labels of the same images."""
+
+    miou: Interval  # of the file, 0..1
+    nail_iou: Interval
+    reference_miou: Interval  # of the float network
+    reference_nail_iou: Interval
+    # Float network less file, in points (100 x IoU), images resampled in pairs; below 0: the file is better.
+    drop_points: Interval  # of nail IoU
+    miou_drop_points: Interval
+    per_image: list[ImageDrop]
+
+
 class ParityResult(Fact):
     """Does this file still compute what the trained network computes?"""
 
@@ -148,6 +169,7 @@ class ParityResult(Fact):
     software_gpu: bool = False  # right numbers, meaningless speed
     settings: dict[str, str] = {}  # backend really obtained, renderer, isolation, ...
     worst_images: list[WorstImage] = []
+    accuracy: AccuracyDrop | None = None  # None: not executed, or measured by an older nailtool
     gates: list[Gate] = []
     checks: list[Check] = []
     failures: list[str] = []  # one sentence each: output, figure, limit

@@ -115,3 +115,28 @@ def bootstrap(figure: str, counts: Counts, *, resamples: int = 2000, seed: int =
     low, high = np.percentile(values, [2.5, 97.5])
     value = float(statistic(*counts.sum(axis=0)[:, None])[0])
     return Interval(value=value, low=float(low), high=float(high))
+
+
+def bootstrap_drop(
+    figure: str, reference: Counts, found: Counts, *, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """How much a pooled figure falls from ``reference`` to ``found``, in points (100 x), with its interval.
+
+    Both are (images, 4) over the same images, as ``bootstrap`` takes them. Each resample draws images, and
+    both sides see the same draw: what makes an image hard for both cancels. The value is the pooled figure
+    of the reference less that of what was found: above 0, something was lost.
+
+    Raises:
+        ValueError: the shapes are not (images, 4) and equal.
+    """
+    if reference.shape != found.shape or reference.ndim != 2 or reference.shape[1] != 4 or not len(found):
+        raise ValueError(
+            f"counts {reference.shape} and {found.shape}: expected (images, 4) of the same images"
+        )
+    statistic = _FIGURES[figure]
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(len(found), size=(resamples, len(found)))
+    before, after = (statistic(*counts[picks].sum(axis=1).T) for counts in (reference, found))
+    low, high = np.percentile(100 * (before - after), [2.5, 97.5])
+    whole = [float(statistic(*counts.sum(axis=0)[:, None])[0]) for counts in (reference, found)]
+    return Interval(value=100 * (whole[0] - whole[1]), low=float(low), high=float(high))
