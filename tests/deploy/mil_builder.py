@@ -49,6 +49,21 @@ def convert_module(
     return load_package(path)
 
 
+def convert_exported(module: torch.nn.Module, example: torch.Tensor, path: Path, *, opset: int) -> MilModel:
+    """The other way into coremltools: torch.export instead of a trace."""
+    ct = import_coremltools()
+    with silence_coremltools(), torch.no_grad():
+        exported = torch.export.export(module.eval(), (example,)).run_decompositions({})
+        model = ct.convert(
+            exported,
+            minimum_deployment_target=target_of(opset),
+            compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+        )
+        model.save(str(path))
+    return load_package(path)
+
+
 def run_module(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> list[Array]:
     """What torch computes, as arrays."""
     with torch.inference_mode():

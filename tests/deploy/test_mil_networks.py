@@ -13,7 +13,7 @@ from deploy.coremltools_import import import_coremltools
 from deploy.mil import MilModel
 from nailcore.errors import DataError
 from nailcore.runtime import Layer
-from tests.deploy.mil_builder import convert_module, run_module
+from tests.deploy.mil_builder import convert_exported, convert_module, run_module
 from tests.deploy.other_networks import NETWORKS, build_network
 
 SHAPE = (1, 3, 64, 96)
@@ -70,6 +70,16 @@ def test_float16_stays_within_its_rounding(name: str, tmp_path: Path) -> None:
     model.run({"x0": x.numpy()}, watch=check)
     assert len(stored) > 10
     assert all(stored)
+
+
+def test_a_package_of_torch_export_agrees_too(tmp_path: Path) -> None:
+    """Other operations, other names, and a debug file of coremltools' beside the model."""
+    network, x = build_network("segformer"), example()
+    model = convert_exported(network, x, tmp_path / "exported.mlpackage", opset=18)
+    (feature,) = model.inputs
+    (found,) = model.run({feature.name: x.numpy()}).values()
+    (wanted,) = run_module(network, [x])
+    np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=0)
 
 
 @pytest.fixture(scope="module")
