@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,11 @@ from nailcore.measure import find_versions, measure_cost
 from nailcore.runtime import Engine, Images, Layer, Logits
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
+from quantize.prepared import Prepared, open_prepared
+from quantize.recipe import Recipe
+
+if TYPE_CHECKING:
+    from nailcore.nets.export_form import ExportForm
 
 KIND = "onnx"
 SUFFIX = ".onnx"
@@ -52,50 +57,43 @@ def _silence() -> Iterator[None]:
 
 
 def convert(
-    variant: Variant, recipe: dict[str, Any], parent: Path, out: Path, *, simplify: bool = True
+    variant: Variant,
+    recipe: dict[str, Any],
+    parent: Path,
+    out: Path,
+    *,
+    prepared: Path | None = None,
+    simplify: bool = True,
 ) -> Artifact:
     """Export the weights at ``parent`` to ``out``; (1, 3, H, W) float32 RGB 0..255 -> named logits.
 
-    ``simplify=False`` keeps the graph as torch's exporter leaves it, to tell the two steps' errors apart.
+    Args:
+        prepared: folder of what the recipe prepared (see quantize.prepared): the network to export in the
+            weights' place, and the images that integer arithmetic is calibrated on.
+        simplify: False keeps the graph as torch's exporter leaves it, to tell the two steps' errors apart.
 
     Raises:
         WeightsError: unusable weights.
-        ConversionError: the simplifier could not prove its result equal, or names were lost.
+        ArtifactError: the prepared folder is damaged.
+        ConversionError: the simplifier could not prove its result equal, names were lost, or integer
+            arithmetic was asked for without prepared images.
     """
-    import onnx
-    import onnxsim
-    import torch
-
     from nailcore.nets import load_network
 
-    names = [output.name for output in variant.outputs]
+    integer = recipe.get("compute_dtype") == "int8"
     with measure_cost() as cost:
-        network = load_network(variant, parent)
-        example = torch.zeros(1, 3, variant.height_px, variant.width_px)
-        with _silence():
-            program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[INPUT_NAME],
-                output_names=names,
-                verbose=False,
-            )
-            if program is None:
-                raise ConversionError(f"{variant.name}: torch's exporter returned nothing.")
-            exported = program.model_proto
-            simplified, proven = onnxsim.simplify(exported) if simplify else (exported, True)
-        if not proven:
-            raise ConversionError(f"{variant.name}: onnxsim could not prove its result equal.")
-        _strip_traces(simplified)
-        onnx.checker.check_model(simplified, full_check=True)
-        _check_names(variant, simplified)
+        opened = open_prepared(prepared) if prepared is not None else None
+        network = opened.load_network(variant, parent) if opened else load_network(variant, parent)
+        model, structure = _export(variant, network, simplify=simplify)
+        if integer:
+            model, extra = _quantize(model, network, Recipe.model_validate(recipe), opened)
+            _check_names(variant, model)
+            structure |= extra
         with replacing(out) as scratch:
             # Deterministic: the same graph always makes the same bytes, hence the same hash.
-            scratch.write_bytes(simplified.SerializeToString(deterministic=True))
+            scratch.write_bytes(model.SerializeToString(deterministic=True))
     made_by = MadeBy(
-        versions=find_versions(TOOLS),
+        versions=find_versions((*TOOLS, *RUNTIME_TOOLS) if integer else TOOLS),
         config={
             "variant": variant.model_dump(mode="json"),
             "recipe": recipe,
@@ -115,15 +113,71 @@ def convert(
         recipe=str(recipe["name"]),
         input_name=INPUT_NAME,
         input_layout="NCHW",
-        output_names={name: name for name in names},
+        output_names={output.name: output.name for output in variant.outputs},
         made_by=made_by,
         structure={
-            "nodes_exported": len(exported.graph.node),
-            "nodes": len(simplified.graph.node),
-            "ops": dict(sorted(Counter(n.op_type for n in simplified.graph.node).items())),
-            "parameters": sum(int(np.prod(t.dims)) for t in simplified.graph.initializer),
+            **structure,
+            "nodes": len(model.graph.node),
+            "ops": dict(sorted(Counter(n.op_type for n in model.graph.node).items())),
+            "parameters": sum(int(np.prod(t.dims)) for t in model.graph.initializer),
         },
     )
+
+
+def _export(variant: Variant, network: ExportForm, *, simplify: bool) -> tuple[Any, dict[str, Any]]:
+    """The network as a float ONNX graph, checked, and the number of nodes before simplification."""
+    import onnx
+    import onnxsim
+    import torch
+
+    example = torch.zeros(1, 3, variant.height_px, variant.width_px)
+    with _silence():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT_NAME],
+            output_names=[output.name for output in variant.outputs],
+            verbose=False,
+        )
+        if program is None:
+            raise ConversionError(f"{variant.name}: torch's exporter returned nothing.")
+        exported = program.model_proto
+        simplified, proven = onnxsim.simplify(exported) if simplify else (exported, True)
+    if not proven:
+        raise ConversionError(f"{variant.name}: onnxsim could not prove its result equal.")
+    _strip_traces(simplified)
+    onnx.checker.check_model(simplified, full_check=True)
+    _check_names(variant, simplified)
+    return simplified, {"nodes_exported": len(exported.graph.node)}
+
+
+def _quantize(
+    model: Any, network: ExportForm, recipe: Recipe, prepared: Prepared | None
+) -> tuple[Any, dict[str, Any]]:
+    """The graph in 8 bits, calibrated on the prepared images."""
+    import onnx
+
+    from quantize.onnx_qdq import quantize_onnx
+
+    if prepared is None:
+        raise ConversionError(
+            f"Recipe '{recipe.name}' needs calibration images, and nothing was prepared.",
+            hint="`nailtool build-variants` prepares them.",
+        )
+    card = prepared.card
+    with _silence():
+        made, structure = quantize_onnx(model, network, prepared.load_images(), recipe, card.float_layers)
+    _strip_traces(made)
+    onnx.checker.check_model(made, full_check=True)
+    if card.images is not None:
+        structure["calibration"] = {
+            "set": card.images.name,
+            "sha256": card.images.sha256,
+            "images": list(card.image_names),
+        }
+    return made, structure | ({"prepared": card.notes} if card.notes else {})
 
 
 def _strip_traces(model: Any) -> None:
