@@ -28,7 +28,7 @@ from nailcore.variant import FINGER_CLASSES
 
 ANNOTATIONS = "annotations.json"
 UNKNOWN_ID = len(FINGER_CLASSES) + 1  # categories 1..10 are FINGER_CLASSES in their order
-KEYPOINTS = ("base", "tip")
+KEYPOINTS: tuple[Literal["base"], Literal["tip"]] = ("base", "tip")
 
 
 class _Model(BaseModel):
@@ -67,7 +67,7 @@ class CocoImage(_Model):
 
 
 class CocoNail(_Model):
-    """One nail: shape, finger and keypoints (visibility 0: unknown), and which of them a machine guessed."""
+    """One nail: shape, finger and keypoints (0: unknown, 1: hidden), and what a machine guessed."""
 
     id: int
     image_id: int
@@ -103,6 +103,13 @@ class CocoNail(_Model):
             return None
         x, y, visibility = self.keypoints[3 * KEYPOINTS.index(which) :][:3]
         return (x, y) if visibility > 0 else None
+
+    @property
+    def hidden(self) -> tuple[Literal["base", "tip"], ...]:
+        """Keypoints of COCO's visibility 1: known, but not to be seen on the nail."""
+        return tuple(
+            name for name in KEYPOINTS if (self.keypoints or [0] * 6)[KEYPOINTS.index(name) * 3 + 2] == 1
+        )
 
 
 class CocoFile(_Model):
@@ -205,6 +212,7 @@ def describe_nails(path: Path, image: CocoImage, nails: Sequence[CocoNail]) -> I
                 base=nail.point("base"),
                 tip=nail.point("tip"),
                 area_px=round(nail.area),
+                hidden=nail.hidden,
                 machine=nail.machine,
             )
             for nail in nails
@@ -248,9 +256,12 @@ def _bound(mask: Mask) -> tuple[float, float, float, float]:
 
 
 def _keypoints(nail: NailRecord) -> list[float]:
-    points = (nail.base, nail.tip)
+    named = (("base", nail.base), ("tip", nail.tip))
     return list(
-        itertools.chain.from_iterable((0.0, 0.0, 0) if p is None else (*np.round(p, 2), 2) for p in points)
+        itertools.chain.from_iterable(
+            (0.0, 0.0, 0) if p is None else (*np.round(p, 2), 1 if name in nail.hidden else 2)
+            for name, p in named
+        )
     )
 
 

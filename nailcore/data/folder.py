@@ -27,6 +27,7 @@ from nailcore.storage import hash_file
 
 __all__ = ["Dataset", "ImageRecord", "Label", "Labels", "NailRecord", "Sample", "open_dataset", "read_image"]
 
+Part = Literal["train", "validation", "test"]
 Split = Literal["train", "held-out", "validation", "test", "all"]
 PARTS: dict[str, Split] = {
     "test": "test",
@@ -79,13 +80,13 @@ class SplitFile(BaseModel):
             raise ValueError(f"images in several groups: {', '.join(twice)}")
         return self
 
-    def part_of(self, group: str) -> Literal["train", "validation", "test"]:
+    def part_of(self, group: str) -> Part:
         """The part a group belongs to."""
         if group not in self.held_out:
             return "train"
         return "validation" if group in self.validation else "test"
 
-    def parts(self) -> dict[str, Literal["train", "validation", "test"]]:
+    def parts(self) -> dict[str, Part]:
         """Stem -> part, for every image."""
         return {stem: self.part_of(group) for group, stems in self.groups.items() for stem in stems}
 
@@ -115,11 +116,7 @@ class Sample:
 
     def load_mask(self) -> npt.NDArray[np.bool_]:
         """(H, W) nail mask; raises DataError when unreadable or of another size than declared."""
-        import cv2
-
-        if self.mask is None:
-            return self.load_labels().mask
-        return np.asarray(_decode(self.mask, cv2.IMREAD_GRAYSCALE, "mask image") > 127)
+        return self.load_labels().mask if self.mask is None else decode_mask(self.mask)
 
     def load_labels(self) -> Labels:
         """The ground truth at the image's own size: what only a machine says of a nail counts as unknown.
@@ -151,6 +148,13 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
     import cv2
 
     return _decode(path, cv2.IMREAD_COLOR_RGB, "image")
+
+
+def decode_mask(path: Path) -> npt.NDArray[np.bool_]:
+    """(H, W) nail where a mask image is above 127; raises DataError naming the file."""
+    import cv2
+
+    return np.asarray(_decode(path, cv2.IMREAD_GRAYSCALE, "mask image") > 127)
 
 
 def _decode(path: Path, flags: int, what: str) -> npt.NDArray[np.uint8]:
@@ -231,8 +235,12 @@ def _read_model(path: Path, kind: type[ModelT]) -> ModelT:
         raise DataError(f"{path}: not a valid {kind.__name__}: {error}") from error
 
 
-def _find_split(root: Path, stems: set[str]) -> SplitFile | None:
-    """A folder's own split.json, or the written split of a known public set with the same stems."""
+def find_split(root: Path, stems: set[str]) -> SplitFile | None:
+    """A folder's own split.json, or the written split of a known public set with the same stems.
+
+    Raises:
+        DataError: its own one is damaged, or does not name exactly the images of the folder.
+    """
     own = root / SPLIT_FILE
     candidates = [own] if own.is_file() else sorted(SPLITS_DIR.glob("*.json"))
     for path in candidates:
@@ -249,8 +257,10 @@ def _find_split(root: Path, stems: set[str]) -> SplitFile | None:
     return None
 
 
-def open_dataset(root: Path) -> Dataset:
+def open_dataset(root: Path, *, with_split: bool = True) -> Dataset:
     """Open a data folder; in the form with masks, check that every image has one of its own size.
+
+    Without its split, for one that is to be written anew, all of it counts as held out.
 
     Raises:
         DataError: the folder, an image or its labels are missing, unreadable, or of another size.
@@ -264,7 +274,7 @@ def open_dataset(root: Path) -> Dataset:
             )
     dataset = _open_annotations(root) if (root / ANNOTATIONS).is_file() else _open_masks(root)
     stems = {sample.name for sample in dataset.samples}
-    return replace(dataset, split=_find_split(root, stems))
+    return replace(dataset, split=find_split(root, stems)) if with_split else dataset
 
 
 def _open_annotations(root: Path) -> Dataset:

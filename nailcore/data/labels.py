@@ -45,6 +45,7 @@ class NailRecord(BaseModel):
     base: Point | None
     tip: Point | None
     area_px: int
+    hidden: tuple[Literal["base", "tip"], ...] = ()  # known, but covered or beyond the border of the image
     machine: MachineMade | None = None  # None: everything known of it comes from a person or from geometry
 
     @field_validator("finger")

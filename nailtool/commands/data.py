@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nailtool.boundary import guarded
-from nailtool.commands import data_import
+from nailtool.commands import data_check, data_import
 from nailtool.commands.options import JsonOption, QuietOption
 from nailtool.terminal import Terminal
 
@@ -16,6 +16,8 @@ app = typer.Typer(
     help="Import, check, split and show labelled photographs; render hands.", no_args_is_help=True
 )
 app.command("import")(data_import.import_data)
+app.command("check")(data_check.check)
+app.command("split")(data_check.split)
 
 
 @app.command("show")

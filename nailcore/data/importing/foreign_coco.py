@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from nailcore.data.coco import KEYPOINTS
 from nailcore.data.importing.found import (
     FoundImage,
     FoundLabels,
@@ -160,13 +161,14 @@ def _read(  # noqa: PLR0917 - bound by partial
         meaning = words.find(str(category["name"]), more)
         if not meaning.is_nail or entry.get("iscrowd"):
             continue
-        base, tip = _read_points(entry, category, where)
+        points, hidden = _read_points(entry, category, where)
         nails.append(
             FoundNail(
                 shape=_read_shape(entry.get("segmentation"), where),
                 finger=meaning.finger,
-                base=base,
-                tip=tip,
+                base=points["base"],
+                tip=points["tip"],
+                hidden=hidden,
                 machine=_read_machine(entry, where),
                 where=f"annotation {entry.get('id')}",
             )
@@ -195,19 +197,23 @@ def _read_shape(segmentation: Any, where: str) -> Shape:
     return [as_polygon(polygon, where) for polygon in segmentation]
 
 
-def _read_points(entry: Entry, category: Entry, where: str) -> tuple[Point | None, Point | None]:
-    """Base and tip, where the category's keypoints have these names."""
+def _read_points(
+    entry: Entry, category: Entry, where: str
+) -> tuple[dict[str, Point | None], tuple[Literal["base", "tip"], ...]]:
+    """Base and tip, where the category's keypoints have these names, and which of them are hidden."""
+    points: dict[str, Point | None] = {"base": None, "tip": None}
+    hidden: list[Literal["base", "tip"]] = []
     names = category.get("keypoints")
     values = entry.get("keypoints")
     if not isinstance(names, list) or not {"base", "tip"} <= set(names) or not values:
-        return None, None
+        return points, ()
     if len(values) != 3 * len(names):
         raise DataError(f"{where}: {len(values)} keypoint values for {len(names)} keypoints of three each.")
-    points = []
-    for name in ("base", "tip"):
+    for name in KEYPOINTS:
         x, y, visibility = values[3 * names.index(name) :][:3]
-        points.append(as_point((x, y), where) if visibility else None)
-    return points[0], points[1]
+        points[name] = as_point((x, y), where) if visibility else None
+        hidden += [name] if visibility == 1 else []
+    return points, tuple(hidden)
 
 
 def _read_machine(entry: Entry, where: str) -> MachineMade | None:

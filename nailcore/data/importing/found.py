@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class FoundNail:
     finger: str | None = None
     base: Point | None = None
     tip: Point | None = None
+    hidden: tuple[Literal["base", "tip"], ...] = ()
     machine: MachineMade | None = None
     where: str = ""  # "annotation 7", "shape 2", "line 3": for messages
 

@@ -22,7 +22,7 @@ from nailcore.data.importing.found import (
     list_photos,
 )
 from nailcore.data.importing.photo import inspect_photo, load_pixels
-from nailcore.data.labels import ImageRecord, MachineMade, Point, match_nails
+from nailcore.data.labels import MIRRORED_FINGER, ImageRecord, MachineMade, Point, match_nails
 from nailcore.data.shapes import Mask, encode_rle
 from nailcore.errors import DataError
 from nailcore.variant import FINGER_CLASSES
@@ -144,7 +144,14 @@ def _read_mask(  # noqa: PLR0917 - bound by partial
         nail = FoundNail(encode_rle(piece), where=f"nail {k}")
         if k <= len(records):
             known = records[k - 1]
-            nail = replace(nail, finger=known.finger, base=known.base, tip=known.tip, machine=known.machine)
+            nail = replace(
+                nail,
+                finger=known.finger,
+                base=known.base,
+                tip=known.tip,
+                hidden=known.hidden,
+                machine=known.machine,
+            )
         elif guesses:
             nail = _guess(nail, piece, guesses)
         nails.append(nail)
@@ -181,7 +188,8 @@ def _guess(nail: FoundNail, piece: Mask, guesses: Sequence[Mapping[str, Any]]) -
         finger = base = tip = None
         if entry.get("auto_finger") and entry.get("auto_hand"):
             named = f"{entry['auto_hand']} {entry['auto_finger']}".lower()
-            finger = FINGER_CLASSES[FINGER_CLASSES.index(named)]
+            # MediaPipe names hands as in a mirror; these photographs are none, so its left is right.
+            finger = FINGER_CLASSES[MIRRORED_FINGER[FINGER_CLASSES.index(named)]]
             made["finger"] = None
         if entry.get("auto_dir"):
             base, tip = span_points(piece, np.asarray(entry["auto_dir"], np.float64))

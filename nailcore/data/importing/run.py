@@ -330,7 +330,14 @@ def _check_nails(
             tiny += 1
             continue
         records.append(
-            NailRecord(finger=nail.finger, base=nail.base, tip=nail.tip, area_px=area, machine=nail.machine)
+            NailRecord(
+                finger=nail.finger,
+                base=nail.base,
+                tip=nail.tip,
+                area_px=area,
+                hidden=nail.hidden,
+                machine=nail.machine,
+            )
         )
         kept.append(nail)
     if tiny:
