@@ -23,6 +23,7 @@ def make_app() -> typer.Typer:
         doctor,
         evaluate,
         parity,
+        recipes,
         report,
         run_coreml,
         train,
@@ -47,6 +48,7 @@ def make_app() -> typer.Typer:
     app.command("evaluate")(evaluate.evaluate)
     app.command("benchmark")(benchmark.benchmark)
     app.command("report")(report.report)
+    app.command("recipes")(recipes.recipes)
     app.command("devices")(doctor.devices)
     app.command("doctor")(doctor.doctor)
     app.add_typer(data.app, name="data")

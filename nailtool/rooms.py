@@ -36,9 +36,13 @@ def find_registry() -> Registry:
     import quantize
     from benchmark import devices
 
+    recipes = quantize.load_recipes()
+    for recipe in recipes.values():
+        for kind in set(recipe.targets) - set(deploy.TARGETS):
+            raise UnknownNameError(f"target in quantize/recipes/{recipe.name}.toml", kind, deploy.TARGETS)
     return Registry(
         variants=model_zoo.load_variants(),
-        recipes=quantize.load_recipes(),
+        recipes=recipes,
         targets={kind: f"deploy.{kind}" for kind in deploy.TARGETS},
         devices={name: f"benchmark.devices.{name}" for name in devices.DEVICES},
         weights_dir=model_zoo.WEIGHTS_DIR,

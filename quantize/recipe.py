@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -234,9 +234,7 @@ def find_part(where: Sequence[int | str]) -> type[BaseModel]:
     for key in where:
         annotation = part.model_fields[str(key)].annotation
         candidates = (annotation, *getattr(annotation, "__args__", ()))
-        part = cast(
-            type[BaseModel], next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-        )
+        part = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
     return part
 
 
