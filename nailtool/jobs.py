@@ -16,6 +16,7 @@ from nailcore.variant import Variant
 
 if TYPE_CHECKING:
     from nailcore.data.folder import Dataset
+    from nailcore.gate_facts import GateRules, Unmeasured
     from quantize import Recipe
 
 Progress = Callable[[int, int], None]
@@ -114,9 +115,7 @@ def check_prepost(
 
     fact.unlink(missing_ok=True)
     dataset = _open_dataset(data)
-    stages = check_stages(
-        dataset, "test", variant, weights, engines, packages=packages, ios_dumps=ios_dumps
-    )
+    stages = check_stages(dataset, "test", variant, weights, engines, packages=packages, ios_dumps=ios_dumps)
     result = PrePostResult(
         variant=variant.name,
         weights_sha256=hash_file(weights),
@@ -191,6 +190,46 @@ def profile_device(
         raise ConversionError(f"{device} returned {len(measurements)} measurements for {len(facts)} files.")
     for fact, measurement in zip(facts, measurements, strict=True):
         write_fact(fact, measurement)
+
+
+def compare_speed(
+    *, device: str, manifests: Sequence[Path], rounds: int, fact: Path, progress: Progress
+) -> None:
+    """Time the files of one variant and target in one interleaved run."""
+    from benchmark.latency import ProfileSettings
+    from nailcore.gate_facts import SpeedRun
+
+    module = importlib.import_module(device)
+    measurements = module.profile(manifests, ProfileSettings(rounds=rounds), progress)
+    write_fact(fact, SpeedRun(device=module.NAME, measurements=measurements))
+
+
+def judge_gate(
+    *,
+    manifest: Path,
+    fp32: Path | None,
+    parity: Path,
+    runs: Sequence[Path],
+    unmeasured: Sequence[Unmeasured],
+    rules: GateRules,
+    fact: Path,
+    progress: Progress,
+) -> None:
+    """Judge one file from its facts: may it ship, and what did it buy?"""
+    from benchmark.gate import judge_file
+    from nailcore.artifact import read_manifest
+    from nailcore.facts import ParityResult, read_fact
+    from nailcore.gate_facts import SpeedRun
+
+    verdict = judge_file(
+        read_manifest(manifest),
+        read_manifest(fp32) if fp32 else None,
+        read_fact(parity, ParityResult),
+        rules,
+        runs=[read_fact(run, SpeedRun) for run in runs],
+        unmeasured=unmeasured,
+    )
+    write_fact(fact, verdict)
 
 
 def render_report(

@@ -19,6 +19,7 @@ from nailtool.checks import add_goldens, list_checks, plan_checks, plan_conversi
 from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT, DEFAULT_SETTINGS
 from nailtool.engine import explain_stages, run_stages
 from nailtool.executors import describe_place
+from nailtool.gate_stages import GateOrder, add_siblings, plan_gates
 from nailtool.inputs import DataNode
 from nailtool.lock import check_free_space, hold_folder
 from nailtool.rooms import Registry
@@ -123,9 +124,17 @@ def describe_data(data: Path | None) -> str:
     return f"{'synthetic images' if synthetic else 'photographs'} of the folder '{data.name}'"
 
 
-def build_variants(order: Order, units: Sequence[Unit]) -> list[StageResult]:
-    """Convert every stale unit, what it needs first."""
-    stages = order.plan.build_stages(units)
+def build_variants(order: Order, units: Sequence[Unit], gate: GateOrder | None = None) -> list[StageResult]:
+    """Convert every stale unit, what it needs first; then judge those that ``gate`` names.
+
+    Raises:
+        MissingToolError: a device that the gate asks for cannot be used on this machine.
+    """
+    plan = order.plan
+    wanted = list(units) if gate is None else add_siblings(plan, [*gate.units, *units])
+    stages = plan.build_stages(wanted)
+    if gate is not None:
+        stages += plan_gates(plan, gate, plan.data_node(order.data), _describe_machine(), wanted)
     looks = any(isinstance(node, DataNode) for stage in stages for node in stage.inputs)
     return run_plan(order, [*(_data_stages(order.plan, order.data) if looks else []), *stages], order.data)
 
