@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -125,11 +125,23 @@ def palettized(reference: F64, table: F64, vector_axis: int = 0) -> tuple[npt.ND
     return indices, stored(table[indices], "4-bit palette", palette=palette)
 
 
+def fit_table(reference: F64, entries: int) -> F64:
+    """Lloyd's iterations from evenly spaced entries, which they can only improve on."""
+    table = np.linspace(reference.min(), reference.max(), entries)
+    for _ in range(10):
+        nearest = np.abs(reference[..., None] - table).argmin(-1)
+        table = np.array(
+            [reference[nearest == i].mean() if (nearest == i).any() else table[i] for i in range(entries)]
+        )
+    return table.astype(np.float16).astype(np.float64)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000))
+@example(3190)  # a table of quantiles, as it once was, serves this one worse than even spacing
 def test_palettes_point_to_the_nearest_entry(seed: int) -> None:
     reference = weights(seed)
-    table = np.quantile(reference, np.linspace(0, 1, 16)).astype(np.float16).astype(np.float64)
+    table = fit_table(reference, 16)
     indices, sound = palettized(reference, table)
     share, breach = measure_loss(sound, reference)
     assert breach is None and share <= 1

@@ -158,7 +158,10 @@ def test_sets_are_mixed_by_phases_cut_into_folds_and_stopped_by_the_clock(
     assert run(*arguments) == 0
     facts = read_fact(tmp_path / "out" / "nail43-288.json", WeightsFacts)
     assert facts.heads_trained == ("fgbg", "finger", "direction") and facts.weights == "nail43-288"
-    assert [s.name for s in facts.sources] == ["embedded synthetic hands train", "photos0 fold 2/2 train"]
+    assert [s.name for s in facts.sources] == [
+        "embedded synthetic hands train",
+        f"{photos.name} fold 2/2 train",
+    ]
     assert facts.trained_on.count == 2 and not facts.trained_on.synthetic
     assert [a.variant for a in facts.accuracy] == ["nail43-288"] and not facts.accuracy[0].images.synthetic
     rendered = facts.accuracy_synthetic[0]
