@@ -382,26 +382,3 @@ def _max_abs(expected: torch.Tensor, found: torch.Tensor) -> float | None:
         return None
     value = float((expected - found).abs().max())
     return value if np.isfinite(value) else None
-
-
-def describe_divergence(divergence: Divergence) -> str:
-    """A divergence for the terminal: what, where, why, and the attributes of both sides that differ."""
-    d = divergence
-    size = "values that are not finite, or of another shape"
-    if d.max_abs is not None and d.relative is not None:
-        size = f"max-abs {d.max_abs:.3g}, {d.relative:.2%} of its range (tolerance {d.tolerance:.2g})"
-    sure = "recomputed with torch: the error vanishes" if d.confirmed else "not confirmed by recomputing"
-    lines = [
-        f"{d.artifact.label} on {d.runtime}: first divergence in {d.module}",
-        f"  layer    {d.layer} ({d.op}), {d.layers_checked} of {d.layers} layers checked, photo {d.image}",
-        f"  cause    {d.cause}: {d.detail} ({sure})",
-        f"  error    {size}",
-        f"  where    {d.where}",
-        f"  file     {_tell_attributes(d.file_attributes)}",
-        f"  network  {d.torch_op}: {_tell_attributes(d.torch_attributes)}",
-    ]
-    return "\n".join(lines)
-
-
-def _tell_attributes(attributes: Mapping[str, str]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in attributes.items()) or "no attributes"

@@ -407,6 +407,10 @@ def describe_layer(operation: Operation, constants: Mapping[str, Constant]) -> L
             elif isinstance(constant.value, np.ndarray):
                 if constant.value.size <= _SHOWN_ELEMENTS and not constant.in_weight_file:
                     attributes[key] = constant.value.tolist()
+                elif key == "bias":
+                    attributes[key] = "present"
             else:
                 attributes[key] = constant.value
+    if operation.op in ("conv", "conv_transpose") and "bias" not in operation.inputs:
+        attributes["bias"] = "none"
     return Layer(operation.name, operation.op, attributes, tuple(dict.fromkeys(inputs)))

@@ -64,22 +64,22 @@ def _show(terminal: Terminal, found: Bisection) -> None:
 
 
 def _show_divergence(terminal: Terminal, label: str, found: Divergence) -> None:
+    from benchmark.divergence_words import describe_error, pair_attributes
+
     terminal.show(f"{label} in {found.engine}: first divergence at layer '{found.layer}' ({found.op})")
     terminal.show(f"  the network's module: {found.module} ({found.torch_op})")
     sure = "confirmed by computing it again" if found.confirmed else "not confirmed"
     terminal.show(f"  cause: {found.cause}, {sure}: {found.detail}")
-    size = "not finite, or of another shape" if found.max_abs is None else f"{found.max_abs:.3g}"
-    share = "" if found.relative is None else f", {found.relative:.2g} of the range"
-    terminal.show(f"  error of this layer alone: max-abs {size}{share} (tolerance {found.tolerance:.2g})")
+    terminal.show(f"  error of this layer alone: {describe_error(found)}")
     terminal.show(f"  where: {found.where}; image {found.image}")
     terminal.show(f"  {found.layers_checked} of {found.layers} layers were looked at, by {found.runtime}.")
-    names = sorted({*found.file_attributes, *found.torch_attributes})
-    if names:
+    pairs = pair_attributes(found.file_attributes, found.torch_attributes)
+    if pairs:
         terminal.table(
-            "Attributes",
-            ("attribute", "in the file", "in the network"),
+            "Attributes, under torch's names",
+            ("attribute", "in the file", "in the network", ""),
             [
-                (name, found.file_attributes.get(name, "–"), found.torch_attributes.get(name, "–"))
-                for name in names
+                (p.name, p.file or "not stated", p.network or "not stated", "≠" if p.differs else "")
+                for p in pairs
             ],
         )

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.bisect import Bisection, describe_divergence, find_first_divergence, locate
+from benchmark.bisect import Bisection, find_first_divergence, locate
 from benchmark.causes import match_channels
+from benchmark.divergence_words import describe_divergence
 from benchmark.layer_map import kind_of, map_layers
 from benchmark.torch_graph import TorchGraph, as_input
 from deploy import find_target
