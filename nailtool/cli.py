@@ -22,6 +22,7 @@ def make_app() -> typer.Typer:
         data,
         doctor,
         evaluate,
+        ladder,
         parity,
         recipes,
         report,
@@ -48,6 +49,7 @@ def make_app() -> typer.Typer:
     app.command("evaluate")(evaluate.evaluate)
     app.command("benchmark")(benchmark.benchmark)
     app.command("report")(report.report)
+    app.command("ladder")(ladder.ladder)
     app.command("recipes")(recipes.recipes)
     app.command("devices")(doctor.devices)
     app.command("doctor")(doctor.doctor)

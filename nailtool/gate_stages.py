@@ -99,6 +99,15 @@ def plan_gates(
     return stages
 
 
+def list_free_devices(plan: Plan, units: Sequence[Unit]) -> tuple[str, ...]:
+    """The devices that can be used here and run one of the units."""
+    kinds = {unit.kind for unit in units}
+    modules = {name: importlib.import_module(module) for name, module in plan.registry.devices.items()}
+    return tuple(
+        name for name, module in modules.items() if kinds & set(module.KINDS) and not module.find_obstacle()
+    )
+
+
 def _open_device(plan: Plan, name: str) -> tuple[str, ...]:
     """The kinds of file a device runs; raises MissingToolError where it is not to be had."""
     module = importlib.import_module(plan.registry.devices[name])

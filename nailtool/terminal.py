@@ -85,11 +85,11 @@ class Terminal:
 
 def _style(cell: str) -> str:
     word = cell.partition(" ")[0].rstrip(":")
-    if word in ("failed", "missing", "blocked", "no"):
+    if word in ("failed", "missing", "blocked", "no") or cell.startswith("not shippable"):
         return "red"
-    if word in ("passed", "ok", "yes"):
+    if word in ("passed", "ok", "yes", "shippable"):
         return "green"
-    return "yellow" if cell.startswith(("not executed", "skipped")) else ""
+    return "yellow" if cell.startswith(("not executed", "skipped", "undecided")) else ""
 
 
 def format_interval(interval: Interval) -> str:
