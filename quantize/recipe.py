@@ -99,12 +99,14 @@ class FineTune(_Part):
 
     steps: int = Field(default=300, gt=0)
     """optimiser steps"""
-    batch: int = Field(default=8, gt=0)
+    batch: int = Field(default=4, gt=0)
     """crops per step"""
     crop_px: int = Field(default=320, gt=0, multiple_of=32)
     """height and width of a crop"""
-    lr: float = Field(default=1e-4, gt=0)
-    """highest learning rate"""
+    lr: float = Field(default=0.03, gt=0, le=1)
+    """highest learning rate, in levels of a kernel per step"""
+    label_weight: float = Field(default=0.0, ge=0)
+    """of the labels' loss beside the float network's answers; 0: the float network alone teaches"""
     seed: int = Field(default=0, ge=0)
     """of the sampling and the augmentation"""
 

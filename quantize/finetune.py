@@ -1,0 +1,252 @@
+"""Quantization-aware fine-tuning: the rounded network learns to say what the float network says."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nailcore.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from nailcore.data.augment import AugmentConfig
+from nailcore.data.folder import Dataset, Sample, Split
+from nailcore.data.mixing import Batch, MixedBatches, Phase, PhotoStore
+from nailcore.errors import NailtoolError
+from nailcore.losses import loss_max_pooling, shrink_mask
+from nailcore.nets.export_form import ExportForm
+from nailcore.variant import Variant
+from quantize.recipe import FineTune
+from quantize.rounding import measure_scale, round_to_integers
+from quantize.simulate import Ranges, Scheme, Simulation, as_input
+
+Report = Callable[[int, int, float], None]  # steps done, steps in all, loss
+WARMUP_STEPS = 10
+CHECKPOINT_EVERY = 50
+BACKGROUND_WEIGHT = 0.02  # of pixels about which the float network has no doubt
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What a fine-tuning leaves: kernels already on their grids, and how the loss went."""
+
+    network: ExportForm
+    first_loss: float
+    last_loss: float
+    steps: int
+
+
+class LevelKernels(nn.Module):
+    """Integer convolutions in units of their own levels, which is what training moves.
+
+    A step of the optimiser is then the same share of a level in every channel, however differently
+    folded BatchNorms scaled them. The largest weight of each scale stays at the outermost level, so
+    that whoever measures the scale of the finished kernel finds the same grid again.
+    """
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()
+        scheme = simulation.scheme
+        self.half = 2 ** (scheme.weight_bits - 1) - 1
+        self.scales: dict[str, torch.Tensor] = {}
+        self.pinned: dict[str, torch.Tensor] = {}
+        self.bias_units: dict[str, float] = {}
+        self.first_bias: dict[str, torch.Tensor] = {}
+        self.levels, self.shifts = nn.ParameterDict(), nn.ParameterDict()
+        for name in simulation.layers:
+            if name not in simulation.plan.integer:
+                continue
+            conv = simulation.network.get_submodule(name)
+            assert isinstance(conv, nn.Conv2d)  # noqa: S101 - the graph says so
+            scale = measure_scale(conv.weight, scheme.weight_bits, per_channel=scheme.per_channel)
+            levels = conv.weight.detach() / scale
+            self.scales[name] = scale
+            self.pinned[name] = levels.abs() > self.half - 1e-3
+            self.levels[_key(name)] = nn.Parameter(levels)
+            if conv.bias is not None:
+                low, high = simulation.ranges[name]
+                self.bias_units[name] = (high - low) / 255 or 1.0
+                self.first_bias[name] = conv.bias.detach().clone()
+                self.shifts[_key(name)] = nn.Parameter(torch.zeros_like(conv.bias))
+
+    def forward(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The rounded kernel and the bias of a convolution, with gradients."""
+        levels = self.levels[_key(name)]
+        inside = torch.where(self.pinned[name], levels.detach(), levels).clamp(-self.half, self.half)
+        kernel = round_to_integers(inside) * self.scales[name]
+        if name not in self.first_bias:
+            return kernel, None
+        return kernel, self.first_bias[name] + self.shifts[_key(name)] * self.bias_units[name]
+
+    def write_to(self, network: ExportForm) -> None:
+        """Put the rounded kernels and the biases into a network."""
+        with torch.no_grad():
+            for name in self.scales:
+                conv = network.get_submodule(name)
+                assert isinstance(conv, nn.Conv2d)  # noqa: S101 - the graph says so
+                kernel, bias = self(name)
+                conv.weight.copy_(kernel)
+                if conv.bias is not None and bias is not None:
+                    conv.bias.copy_(bias)
+
+
+def _key(name: str) -> str:
+    """A layer's name as a key of a ParameterDict, which allows no dots."""
+    return name.replace(".", "/")
+
+
+def measure_distance(
+    found: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...], names: tuple[str, ...]
+) -> torch.Tensor:
+    """How far logits (N, C, h, w) are from the float network's, where it matters.
+
+    ``fgbg``: squared difference of the margins (nail less background), weighted by how undecided the
+    float network is: there pixels flip. The other heads: squared difference relative to the float
+    logits' own variance, weighted by its nail probability, as nobody reads them elsewhere.
+    """
+    ours, theirs = dict(zip(names, found, strict=True)), dict(zip(names, wanted, strict=True))
+    margin = theirs["fgbg"][:, 1] - theirs["fgbg"][:, 0]
+    nail = margin.sigmoid()
+    doubt = 4 * nail * (1 - nail) + BACKGROUND_WEIGHT
+    total = (doubt * (ours["fgbg"][:, 1] - ours["fgbg"][:, 0] - margin).square()).sum() / doubt.sum()
+    inside = (nail + BACKGROUND_WEIGHT)[:, None]
+    for name in names:
+        if name != "fgbg":
+            error = (ours[name] - theirs[name]).square() / (theirs[name].var() + 1e-6)
+            total = total + 0.1 * (inside * error).sum() / (inside.sum() * error.shape[1])
+    return total
+
+
+def finetune_quantized(
+    network: ExportForm,
+    scheme: Scheme,
+    ranges: Ranges,
+    *,
+    variant: Variant,
+    dataset: Dataset,
+    settings: FineTune,
+    checkpoint: Path,
+    report: Report | None = None,
+) -> FineTuned:
+    """Move the kernels and biases of the integer convolutions until their rounding shows least.
+
+    The float network is the teacher: at every crop of the training part the rounded network is pulled
+    to its logits, and with ``label_weight`` to the labels. Ranges stay as they were measured. A killed
+    run goes on from ``checkpoint`` to the same weights, which is removed at the end.
+
+    Raises:
+        DataError: no usable training part.
+        WeightsError: the checkpoint is damaged, or of another fine-tuning.
+        NailtoolError: the loss or a gradient became NaN; the last good checkpoint is kept.
+    """
+    teacher = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    simulation = Simulation(copy.deepcopy(teacher), scheme, ranges)
+    kernels = LevelKernels(simulation)
+    simulation.trained = kernels
+    optimizer = torch.optim.Adam(kernels.parameters(), lr=settings.lr, betas=(0.9, 0.99))
+    state = TrainState(kernels, kernels, optimizer)
+    identity = {
+        "settings": settings.model_dump(mode="json"),
+        "variant": variant.model_dump(mode="json"),
+        "scheme": repr(sorted(vars(scheme).items(), key=str)),
+        "network_sha256": hash_network(network),
+        "ranges_sha256": hashlib.sha256(repr(sorted(ranges.items())).encode()).hexdigest(),
+        "images_sha256": training_part(dataset).describe("train").sha256,
+    }
+    if checkpoint.exists():
+        load_checkpoint(checkpoint, state, identity)
+    losses = []
+    for loss in _run_steps(state, simulation, teacher, make_batches(dataset, variant, settings), settings):
+        losses.append(loss)
+        if report is not None:
+            report(state.step, settings.steps, loss)
+        if state.step % CHECKPOINT_EVERY == 0 and state.step < settings.steps:
+            save_checkpoint(checkpoint, state, identity)
+    kernels.write_to(simulation.network)
+    checkpoint.unlink(missing_ok=True)
+    tail = losses[-max(1, len(losses) // 10) :]
+    return FineTuned(
+        simulation.network, losses[0] if losses else math.nan, sum(tail) / max(1, len(tail)), state.step
+    )
+
+
+def _run_steps(
+    state: TrainState, simulation: Simulation, teacher: ExportForm, batches: MixedBatches, settings: FineTune
+) -> Iterator[float]:
+    while state.step < settings.steps:
+        batch = batches[state.step]
+        images = as_input(batch.images)
+        with torch.no_grad():
+            wanted = teacher(images)
+        for group in state.optimizer.param_groups:
+            group["lr"] = settings.lr * _learning_rate_factor(state.step, settings.steps)
+        found = simulation(images)
+        loss = measure_distance(found, wanted, teacher.names)
+        if settings.label_weight:
+            loss = loss + settings.label_weight * _measure_labels(found, teacher.names, batch)
+        _check_finite(float(loss), state.step, settings)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), 10.0)
+        _check_finite(float(norm), state.step, settings)
+        state.optimizer.step()
+        state.step += 1
+        yield float(loss)
+
+
+def _measure_labels(found: tuple[torch.Tensor, ...], names: tuple[str, ...], batch: Batch) -> torch.Tensor:
+    """Loss Max-Pooling of the mask, as in training, at the output's stride."""
+    logits = found[names.index("fgbg")]
+    stride = batch.masks.shape[1] // logits.shape[2]
+    labels = shrink_mask(torch.from_numpy(batch.masks).float(), stride)
+    return loss_max_pooling(logits, labels)
+
+
+def _learning_rate_factor(step: int, steps: int) -> float:
+    """A short warm-up, then half a cosine down to 1 %."""
+    warm = min(1.0, (step + 1) / WARMUP_STEPS)
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _check_finite(value: float, step: int, settings: FineTune) -> None:
+    if not math.isfinite(value):
+        raise NailtoolError(
+            f"The loss or its gradient became {value} in step {step} of the fine-tuning.",
+            hint="The last good checkpoint is kept; lower [finetune] lr in the recipe.",
+        )
+
+
+# -- what it is trained on -------------------------------------------------------------------------
+class _Rendered(Dataset):
+    """A folder of rendered hands without a split: nothing in it was held out, so all of it is trained on."""
+
+    def part(self, which: Split) -> tuple[Sample, ...]:
+        return self.samples
+
+
+def training_part(dataset: Dataset) -> Dataset:
+    """The data set whose training part is used; as for calibration, rendered hands need no split."""
+    if dataset.card.synthetic and dataset.split is None:
+        return _Rendered(dataset.root, dataset.card, dataset.samples, None)
+    return dataset
+
+
+def make_batches(dataset: Dataset, variant: Variant, settings: FineTune) -> MixedBatches:
+    """Crops of the training part about the size the network will see, by the number of the step."""
+    crop_px = min(settings.crop_px, variant.height_px, variant.width_px)
+    augment = AugmentConfig(crop_px=crop_px, long_side_px=max(variant.height_px, variant.width_px))
+    phases = (Phase(steps=settings.steps, shares=(1.0,)),)
+    return MixedBatches([PhotoStore(training_part(dataset))], phases, settings.batch, augment, settings.seed)
+
+
+def hash_network(network: nn.Module) -> str:
+    """SHA-256 over the names and values of a network's tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,308 @@
+"""Fake quantization of the export form in torch, layer by layer, where onnx rounds its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every reader of torch code expects
+from torch import fx, nn
+
+from nailcore.errors import NailtoolError
+from nailcore.nets.cascade import upsample2
+from nailcore.nets.export_form import ExportForm
+from quantize.layer_names import choose_float_layers
+from quantize.ranges import Observer
+from quantize.recipe import Calibration, Recipe
+from quantize.rounding import make_grid, round_straight_through, round_tensor, round_weight
+
+Kind = Literal["normalize", "conv", "add", "pool", "upsample"]
+Ranges = dict[str, tuple[float, float]]  # tensor, by the step that writes it -> (low, high)
+Values = dict[str, torch.Tensor]  # by the step that writes them
+IMAGE = "image"
+# These write values between those they read, so that one scale serves both sides, as in onnxruntime.
+KEEPS_RANGE = ("pool", "upsample")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation with the activation that a runtime fuses into it; it writes the tensor of its name."""
+
+    name: str  # torch module name of a convolution; of other steps the owner's name and what is done
+    kind: Kind
+    inputs: tuple[str, ...]
+    activation: Literal["", "relu", "relu6"] = ""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How many levels weights and activations have, and what stays in float."""
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    per_channel: bool = True
+    symmetric: bool = False  # activations have their zero in the middle of the levels
+    keep_float: frozenset[str] = frozenset()  # names of convolutions
+    glue: bool = True  # additions, pooling and upsampling compute in integers, too
+
+    @classmethod
+    def of(cls, recipe: Recipe, layers: Sequence[str], float_layers: Iterable[str] = ()) -> Scheme:
+        """The scheme of an integer recipe.
+
+        Raises:
+            NailtoolError: the recipe computes in float, or asks for what integers cannot.
+            UnknownNameError: a layer to keep in float does not exist.
+        """
+        if recipe.activations is None:
+            raise NailtoolError(
+                f"Recipe '{recipe.name}' computes in float: there are no activations to simulate.",
+                hint="Choose a recipe whose compute_dtype is int8.",
+            )
+        if recipe.weights.granularity == "per-group":
+            raise NailtoolError(f"Recipe '{recipe.name}': integer arithmetic has no groups of channels.")
+        return cls(
+            per_channel=recipe.weights.granularity == "per-channel",
+            symmetric=recipe.activations.symmetric,
+            keep_float=frozenset(choose_float_layers((*recipe.weights.keep_float, *float_layers), layers)),
+        )
+
+    def only(self, layer: str, layers: Iterable[str]) -> Scheme:
+        """The same levels for one convolution and the tensors it reads and writes; all else in float."""
+        return replace(self, keep_float=frozenset(layers) - {layer}, glue=False)
+
+    def without(self, *layers: str) -> Scheme:
+        """The same, these convolutions kept in float as well."""
+        return replace(self, keep_float=self.keep_float | set(layers))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a scheme rounds: convolutions with integer kernels, and tensors."""
+
+    integer: frozenset[str]
+    rounded: frozenset[str]
+
+
+# -- what the network does -------------------------------------------------------------------------
+def list_steps(network: ExportForm) -> tuple[Step, ...]:
+    """The operations of a network in the order of execution, activations fused; traced, not executed."""
+    return _read_graph(fx.symbolic_trace(network))[0]
+
+
+def list_layers(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Names of the convolutions."""
+    return tuple(step.name for step in steps if step.kind == "conv")
+
+
+def _read_graph(traced: fx.GraphModule) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """Steps, and the names of the outputs' tensors."""
+    steps: dict[str, Step] = {}
+    tensor_of: dict[str, str] = {}  # fx node -> the tensor it stands for
+    outputs: tuple[str, ...] = ()
+    for node in traced.graph.nodes:
+        sources = tuple(
+            tensor_of[a.name] for a in node.args if isinstance(a, fx.Node) and a.name in tensor_of
+        )
+        if node.op == "placeholder":
+            tensor_of[node.name] = IMAGE
+        elif node.op == "output":
+            outputs = tuple(tensor_of[each.name] for each in node.args[0])
+        elif node.op != "get_attr":
+            name, kind = _describe(node, traced)
+            if kind in ("relu", "relu6"):
+                name = sources[0]
+                steps[name] = replace(steps[name], activation=kind)
+            elif kind == "identity":
+                name = sources[0]
+            else:
+                steps[name] = Step(name, kind, sources)
+            tensor_of[node.name] = name
+    return tuple(steps.values()), outputs
+
+
+def _describe(node: fx.Node, traced: fx.GraphModule) -> tuple[str, Any]:
+    """(name, kind) of an operation."""
+    if node.op == "call_module":
+        kinds = {nn.Conv2d: "conv", nn.ReLU6: "relu6", nn.Identity: "identity"}
+        found = kinds.get(type(traced.get_submodule(str(node.target))))
+    else:
+        functions = {"sub": "normalize", "avg_pool2d": "pool", "interpolate": "upsample"}
+        function = getattr(node.target, "__name__", "")
+        found = functions.get(function, function if function in ("add", "relu") else None)
+    if found is None:
+        raise NailtoolError(
+            f"The network's operation {node.name} ({node.target}) is of no kind the simulation knows.",
+            hint="Teach quantize/simulate.py the new operation.",
+        )
+    if node.op == "call_module":
+        return str(node.target), found
+    stack = [str(owner) for owner in node.meta.get("nn_module_stack") or () if owner]
+    return ".".join([*stack[-1:], found]), found
+
+
+# -- executing it ----------------------------------------------------------------------------------
+class Simulation(nn.Module):
+    """An export form whose tensors are rounded as an integer runtime rounds them.
+
+    A convolution's kernel is rounded unless it is kept in float. A tensor is rounded when a step that
+    computes in integers writes or reads it: pairs of Quantize and Dequantize stand on tensors, so a
+    float layer between integer ones still reads and writes rounded values. With everything in float
+    the result is the export form's own, bit for bit. Biases (int32 in the file) stay as they are, and
+    sums are made in float: both errors are far below one level.
+    """
+
+    def __init__(self, network: ExportForm, scheme: Scheme, ranges: Ranges) -> None:
+        super().__init__()
+        self.network = network
+        self.steps, self.outputs = _read_graph(fx.symbolic_trace(network))
+        self.layers = list_layers(self.steps)
+        self._step_of = {step.name: step for step in self.steps}
+        self._users: dict[str, list[str]] = {}
+        for step in self.steps:
+            for source in step.inputs:
+                self._users.setdefault(source, []).append(step.name)
+        self._last_user = {source: users[-1] for source, users in self._users.items()}
+        self.ranges = dict(ranges)
+        # Kernels in training, rounded by whoever trains them: name -> (kernel, bias).
+        self.trained: Callable[[str], tuple[torch.Tensor, torch.Tensor | None]] | None = None
+        self._kernels: Values = {}  # rounded, of weights that do not change
+        self.set_scheme(scheme)
+
+    def set_scheme(self, scheme: Scheme) -> None:
+        """Choose the levels and what stays in float; raises as ``make_plan``."""
+        plan = self.make_plan(scheme)
+        if not hasattr(self, "scheme") or (self.scheme.weight_bits, self.scheme.per_channel) != (
+            scheme.weight_bits,
+            scheme.per_channel,
+        ):
+            self._kernels.clear()
+        self.scheme, self.plan = scheme, plan
+
+    def make_plan(self, scheme: Scheme) -> Plan:
+        """What a scheme rounds.
+
+        Raises:
+            UnknownNameError: a layer does not exist.
+            NailtoolError: a tensor that is to be rounded has no range.
+        """
+        integer = frozenset(self.layers) - frozenset(choose_float_layers(scheme.keep_float, self.layers))
+        glue = {s.name for s in self.steps if scheme.glue and s.kind in ("add", *KEEPS_RANGE)}
+        rounded = set(integer | glue)
+        for step in self.steps:
+            if step.name in integer or step.name in glue:
+                rounded.update(step.inputs)
+        rounded.discard(IMAGE)
+        missing = sorted({self._range_key(name) for name in rounded} - set(self.ranges))
+        if missing:
+            raise NailtoolError(
+                f"No range was measured for the tensor {missing[0]} ({len(missing)} in all).",
+                hint="Measure the ranges of this very network first.",
+            )
+        return Plan(integer, frozenset(rounded))
+
+    def _range_key(self, name: str) -> str:
+        """The tensor whose range a tensor has."""
+        step = self._step_of.get(name)
+        while step is not None and step.kind in KEEPS_RANGE:
+            name = step.inputs[0]
+            step = self._step_of.get(name)
+        return name
+
+    # -- forward passes -------------------------------------------------------------------------
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(N, 3, H, W) RGB 0..255 -> logits (N, C, H/4, W/4), as ``ExportForm.forward``."""
+        values = {IMAGE: image}
+        for step in self.steps:
+            values[step.name] = self._run(step, [values[source] for source in step.inputs])
+            for source in step.inputs:  # as few tensors at once as the network needs
+                if self._last_user[source] == step.name and source not in self.outputs:
+                    values.pop(source, None)
+        return tuple(values[name] for name in self.outputs)
+
+    def run_all(self, image: torch.Tensor) -> Values:
+        """Every tensor of a forward pass by name; about 0.1 GB for one image of 480 px."""
+        values = {IMAGE: image}
+        for step in self.steps:
+            values[step.name] = self._run(step, [values[source] for source in step.inputs])
+        return values
+
+    def run_changed(self, before: Values, was: Plan) -> tuple[torch.Tensor, ...]:
+        """Logits under the scheme as it is now, from all tensors of the same image under another plan.
+
+        Only what the difference reaches is computed again. Levels must be the same in both.
+        """
+        changed: Values = {}
+        for step in self.steps:
+            name = step.name
+            own = (name in was.integer) != (name in self.plan.integer)
+            own |= (name in was.rounded) != (name in self.plan.rounded)
+            if own or any(source in changed for source in step.inputs):
+                inputs = [changed.get(source, before[source]) for source in step.inputs]
+                changed[name] = self._run(step, inputs)
+        return tuple(changed.get(name, before[name]) for name in self.outputs)
+
+    def _run(self, step: Step, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        x = inputs[0]
+        if step.kind == "conv":
+            y = self._convolve(step.name, x)
+        elif step.kind == "add":
+            y = x + inputs[1]
+        elif step.kind == "normalize":
+            y = x - self.network.mean
+        else:
+            y = F.avg_pool2d(x, 2) if step.kind == "pool" else upsample2(x)
+        if step.activation:
+            y = F.relu6(y) if step.activation == "relu6" else F.relu(y)
+        return self._round(step.name, y) if step.name in self.plan.rounded else y
+
+    def _convolve(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        conv = self.network.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)  # noqa: S101 - the graph says so
+        kernel, bias = conv.weight, conv.bias
+        if name in self.plan.integer:
+            kernel, bias = self.trained(name) if self.trained else (self._round_kernel(name, kernel), bias)
+        return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+
+    def _round_kernel(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        if name not in self._kernels:
+            self._kernels[name] = round_weight(
+                weight, self.scheme.weight_bits, per_channel=self.scheme.per_channel
+            )
+        return self._kernels[name]
+
+    def _round(self, name: str, y: torch.Tensor) -> torch.Tensor:
+        low, high = self.ranges[self._range_key(name)]
+        grid = make_grid(low, high, self.scheme.activation_bits, symmetric=self.scheme.symmetric)
+        return round_straight_through(y, grid) if y.requires_grad else round_tensor(y, grid)
+
+
+def observe_ranges(network: ExportForm, images: npt.NDArray[np.uint8], calibration: Calibration) -> Ranges:
+    """The range of every tensor over images (N, H, W, 3) RGB, in float, one image at a time."""
+    layers = list_layers(list_steps(network))
+    plain = Simulation(network, Scheme(keep_float=frozenset(layers), glue=False), {})
+    observers: dict[str, Observer] = {}
+    for second in (False, True) if calibration.method != "min-max" else (False,):
+        for image in images:
+            with torch.inference_mode():
+                values = plain.run_all(as_input(image[None]))
+            for name, value in values.items():
+                observer = observers.setdefault(name, Observer())
+                (observer.count if second else observer.see)(value.numpy())
+    del observers[IMAGE]
+    chosen = {
+        name: observer.choose(calibration.method, calibration.percentile)
+        for name, observer in observers.items()
+    }
+    return {name: (range_.low, range_.high) for name, range_ in chosen.items()}
+
+
+def as_input(images: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32 0..255, channels last in memory.
+
+    Depthwise convolutions on CPUs take half the time in that order.
+    """
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
