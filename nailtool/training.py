@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class TrainOrder:
     fold: str = ""  # k/n: cross-validation on the photographs
     max_minutes: float = 0.0
     tensorboard: bool = False
+    machine_labels: float | None = None  # learn from unconfirmed guesses of at least this confidence
 
 
 def parse_data(text: str) -> tuple[Path, float]:
@@ -143,7 +144,9 @@ def open_sources(order: TrainOrder) -> list[Dataset]:
     from nailcore.data.folder import open_dataset
     from nailcore.data.folds import Fold, select_fold
 
-    sources = [open_dataset(parse_data(text)[0]) for text in order.data]
+    sources = [
+        replace(open_dataset(parse_data(text)[0]), learn_guesses=order.machine_labels) for text in order.data
+    ]
     if not order.fold:
         return sources
     fold = Fold.parse(order.fold)
@@ -279,9 +282,7 @@ def _describe(
     for number, source in enumerate(sources):
         folder = order.out / "overlays" / (f"{number}" if len(sources) > 1 else "")
         for variant in variants:
-            result = evaluate_accuracy(
-                variant, weights, source, "test", folder / variant.name, heads=heads
-            )
+            result = evaluate_accuracy(variant, weights, source, "test", folder / variant.name, heads=heads)
             measured[source.card.synthetic].append(result)
     network = load_network(first, weights)
     trained_on = [source.describe("train") for source in sources]
@@ -323,6 +324,8 @@ def _command(order: TrainOrder, config: TrainConfig) -> str:
         arguments += ["--init", str(order.init)]
     if order.input_px:
         arguments += ["--input-px", str(order.input_px)]
+    if order.machine_labels is not None:
+        arguments += ["--machine-labels", f"{order.machine_labels:g}"]
     defaults = type(config)(steps=config.steps)
     for key, flag in SETTING_FLAGS.items():
         value = getattr(config, key)

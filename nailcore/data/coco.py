@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -303,7 +303,11 @@ def build_coco(info: CocoInfo, images: Iterable[LabelledImage]) -> CocoFile:
 
 def write_coco(path: Path, file: CocoFile) -> None:
     """Write ``annotations.json`` atomically, one image or nail a line, so that differences can be read."""
-    data = file.model_dump(mode="json")
+    write_entries(path, file.model_dump(mode="json"))
+
+
+def write_entries(path: Path, data: Mapping[str, Any]) -> None:
+    """The same for a file in hand, with whatever other tools' keys it has."""
     parts = []
     for key, value in data.items():
         if isinstance(value, list):

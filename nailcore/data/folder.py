@@ -181,6 +181,8 @@ class Dataset:
     card: DatasetCard
     samples: tuple[Sample, ...]
     split: SplitFile | None
+    # Guesses of machines, of at least this confidence, count as truth in the training part; None: none do.
+    learn_guesses: float | None = None
 
     def part(self, which: Split) -> tuple[Sample, ...]:
         """The samples of one part; a folder without a split is all held-out, never trained on.
@@ -205,7 +207,11 @@ class Dataset:
             )
         wanted = ("validation", "test") if which == "held-out" else (which,)
         parts = self.split.parts()
-        return tuple(s for s in self.samples if parts.get(s.name) in wanted)
+        samples = tuple(s for s in self.samples if parts.get(s.name) in wanted)
+        if which != "train" or self.learn_guesses is None:
+            return samples
+        least = self.learn_guesses
+        return tuple(replace(s, record=s.record.accepting_guesses(least)) for s in samples)
 
     def describe(self, which: Split) -> ImageSet:
         """Name, size and content hash of one part."""
@@ -288,7 +294,7 @@ def _open_annotations(root: Path) -> Dataset:
         place = root / "images" / image.file_name
         if not place.is_file():
             raise DataError(f"{path}: lists {image.file_name}, but there is no {place}.")
-        record = describe_nails(path, image, nails[image.id]).without_guessed_labels()
+        record = describe_nails(path, image, nails[image.id]).with_true_labels()
         samples.append(Sample(place.stem, place, None, record, Shapes(path, image, nails[image.id])))
     card = DatasetCard(
         name=file.info.description,
@@ -318,7 +324,7 @@ def _open_masks(root: Path) -> Dataset:
         mask = masks_dir / f"{image.stem}.png"
         if not mask.is_file():
             raise DataError(f"{image.name}: has no mask; expected {mask}.")
-        record = card.images.get(image.stem, ImageRecord()).without_guessed_labels()
+        record = card.images.get(image.stem, ImageRecord()).with_true_labels()
         samples.append(Sample(image.stem, image, mask, record))
     stems = [s.name for s in samples]
     unlisted = sorted(set(card.images) - set(stems))

@@ -78,6 +78,14 @@ class NailRecord(BaseModel):
             changes |= {"base": None, "tip": None}
         return self.model_copy(update=changes) if changes else self
 
+    def accepting_guesses(self, least_confidence: float) -> NailRecord:
+        """The same nail with guesses of at least this confidence taken for truth; unknown ones count as 0."""
+        if self.machine is None or self.machine.confirmed:
+            return self
+        doubtful = {k: v for k, v in self.machine.labels.items() if (v or 0.0) < least_confidence}
+        machine = self.machine.model_copy(update={"labels": doubtful}) if doubtful else None
+        return self.model_copy(update={"machine": machine})
+
 
 class ImageRecord(BaseModel):
     """What one image declares about itself."""
@@ -87,15 +95,38 @@ class ImageRecord(BaseModel):
     subject: str | None = None
     nails: tuple[NailRecord, ...] = ()
 
-    def without_guessed_labels(self) -> ImageRecord:
-        """The record without labels that its nails have from a machine alone; the nails stay as they are."""
+    def with_true_labels(self) -> ImageRecord:
+        """The record without labels that its nails have from a machine alone, and with confirmed ones.
 
-        def real(label: Label) -> bool:
-            named = [n for n in self.nails if (n.finger if label == "finger" else n.base or n.tip)]
-            return not named or any(n.machine is None or not n.machine.guessed(label) for n in named)
+        The nails stay as they are.
+        """
 
-        kept = tuple(label for label in self.labels if label == "mask" or real(label))
-        return self if kept == self.labels else self.model_copy(update={"labels": kept})
+        def said(nail: NailRecord, label: Label) -> bool:
+            return bool(nail.finger if label == "finger" else nail.base or nail.tip)
+
+        def carries(label: Label) -> bool:
+            named = [nail for nail in self.nails if said(nail, label)]
+            if any(n.machine and n.machine.confirmed and label in n.machine.labels for n in named):
+                return True
+            guessed = named and all(n.machine and n.machine.guessed(label) for n in named)
+            return label in self.labels and not guessed
+
+        kept = tuple(
+            label for label in LABELS if (label in self.labels if label == "mask" else carries(label))
+        )
+        return self if set(kept) == set(self.labels) else self.model_copy(update={"labels": kept})
+
+    def accepting_guesses(self, least_confidence: float) -> ImageRecord:
+        """The record with surer guesses taken for truth, and their labels declared."""
+        nails = tuple(nail.accepting_guesses(least_confidence) for nail in self.nails)
+        changed = [new for new, old in zip(nails, self.nails, strict=True) if new is not old]
+        known = [nail.without_guesses() for nail in changed]
+        gained: dict[Label, bool] = {
+            "finger": any(nail.finger for nail in known),
+            "direction": any(nail.base and nail.tip for nail in known),
+        }
+        labels = tuple(label for label in LABELS if label in self.labels or gained.get(label, False))
+        return self.model_copy(update={"labels": labels, "nails": nails})
 
 
 @dataclass(frozen=True)

@@ -114,3 +114,24 @@ def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
         small = cv2.resize(canvas, tuple(int(v) for v in high - low), interpolation=cv2.INTER_AREA)
         mask[low[1] : high[1], low[0] : high[0]] |= np.asarray(small) >= 128
     return mask
+
+
+def span_points(
+    piece: Mask, direction: npt.NDArray[np.float64]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Base and tip of a nail (H, W) whose direction (2,) is known: where the line through its middle ends.
+
+    Raises ValueError when the direction is no vector.
+    """
+    length = float(np.hypot(*direction))
+    if direction.shape != (2,) or not np.isfinite(length) or length < 1e-6:
+        raise ValueError(f"a direction is two numbers, found {direction.tolist()}")
+    unit = direction / length
+    rows, columns = np.nonzero(piece)
+    points = np.stack([columns, rows], 1) + 0.5
+    centre = points.mean(0)
+    along = (points - centre) @ unit
+    across = np.abs((points - centre) @ np.array([-unit[1], unit[0]]))
+    near = along[across <= max(1.0, float(across.min()))]
+    base, tip = centre + unit * near.min(), centre + unit * near.max()
+    return (float(base[0]), float(base[1])), (float(tip[0]), float(tip[1]))

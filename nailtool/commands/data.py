@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nailtool.boundary import guarded
-from nailtool.commands import data_check, data_fetch, data_import
+from nailtool.commands import data_autolabel, data_check, data_fetch, data_import
 from nailtool.commands.options import JsonOption, QuietOption
 from nailtool.terminal import Terminal
 
@@ -19,6 +19,7 @@ app.command("import")(data_import.import_data)
 app.command("check")(data_check.check)
 app.command("split")(data_check.split)
 app.command("fetch")(data_fetch.fetch)
+app.command("autolabel")(data_autolabel.autolabel)
 
 
 @app.command("show")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nailcore.data.folder import DatasetCard
 from nailcore.data.importing.found import (
@@ -22,8 +21,8 @@ from nailcore.data.importing.found import (
     list_photos,
 )
 from nailcore.data.importing.photo import inspect_photo, load_pixels
-from nailcore.data.labels import MIRRORED_FINGER, ImageRecord, MachineMade, Point, match_nails
-from nailcore.data.shapes import Mask, encode_rle
+from nailcore.data.labels import MIRRORED_FINGER, ImageRecord, MachineMade, match_nails
+from nailcore.data.shapes import Mask, encode_rle, span_points
 from nailcore.errors import DataError
 from nailcore.variant import FINGER_CLASSES
 
@@ -200,22 +199,3 @@ def _guess(nail: FoundNail, piece: Mask, guesses: Sequence[Mapping[str, Any]]) -
         return nail
     machine = MachineMade.model_validate({"by": "auto_* of manifest.json", "labels": made})
     return replace(nail, finger=finger, base=base, tip=tip, machine=machine)
-
-
-def span_points(piece: Mask, direction: npt.NDArray[np.float64]) -> tuple[Point, Point]:
-    """Base and tip of a nail (H, W) whose direction (2,) is known: where the line through its middle ends.
-
-    Raises ValueError when the direction is no vector.
-    """
-    length = float(np.hypot(*direction))
-    if direction.shape != (2,) or not np.isfinite(length) or length < 1e-6:
-        raise ValueError(f"a direction is two numbers, found {direction.tolist()}")
-    unit = direction / length
-    rows, columns = np.nonzero(piece)
-    points = np.stack([columns, rows], 1) + 0.5
-    centre = points.mean(0)
-    along = (points - centre) @ unit
-    across = np.abs((points - centre) @ np.array([-unit[1], unit[0]]))
-    near = along[across <= max(1.0, float(across.min()))]
-    base, tip = centre + unit * near.min(), centre + unit * near.max()
-    return (float(base[0]), float(base[1])), (float(tip[0]), float(tip[1]))
