@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.accuracy import evaluate_accuracy
@@ -34,6 +34,7 @@ def make_images(
     ]
 
 
+@settings(deadline=None, max_examples=40)
 @given(pairs)
 def test_the_drop_is_the_difference_of_both_pooled_figures(
     images: list[tuple[tuple[int, ...], tuple[int, ...]]],
@@ -48,6 +49,7 @@ def test_the_drop_is_the_difference_of_both_pooled_figures(
     assert -100 <= drop.drop_points.low <= drop.drop_points.high <= 100
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(counts, min_size=1, max_size=12))
 def test_a_file_that_marks_what_the_network_marks_loses_nothing_for_sure(
     images: list[tuple[int, int, int, int]],
@@ -56,6 +58,7 @@ def test_a_file_that_marks_what_the_network_marks_loses_nothing_for_sure(
     assert (drop.low, drop.value, drop.high) == (0.0, 0.0, 0.0)
 
 
+@settings(deadline=None, max_examples=40)
 @given(pairs)
 def test_exchanging_both_sides_turns_the_interval_round(
     images: list[tuple[tuple[int, ...], tuple[int, ...]]],
@@ -67,6 +70,7 @@ def test_exchanging_both_sides_turns_the_interval_round(
     assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low), abs=1e-9)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(50, 3000), min_size=5, max_size=12), st.floats(0.01, 0.1))
 def test_pairing_is_sharper_than_two_intervals_where_both_find_the_same_images_hard(
     hits: list[int], share: float
