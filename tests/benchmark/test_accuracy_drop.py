@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.accuracy import evaluate_accuracy
 from benchmark.accuracy_drop import DropCounter, count_image, describe_drop
-from benchmark.parity import check_parity
-from model_zoo import find_variant, weights_path
+from model_zoo import find_variant
 from nailcore.facts import ImageDrop
 from nailcore.metrics import bootstrap, bootstrap_drop
 from nailcore.variant import Variant
-from tests.built import build_artifact
-from tests.photos import load_images
 
 VARIANT = find_variant("nail43-288")
 counts = st.tuples(*[st.integers(0, 5000)] * 3, st.integers(1, 100_000))
@@ -114,14 +108,3 @@ def test_a_nail_that_a_file_forgets_is_lost_in_pixels_of_the_photo() -> None:
     assert drop.per_image[0].found == (0, 0, 800, truth.size - 800)
     assert (drop.drop_points.value, drop.reference_nail_iou.value, drop.nail_iou.value) == (99.5, 0.995, 0.0)
     assert count_image(VARIANT, truth, make_logits(VARIANT, cells)) == drop.per_image[0].reference
-
-
-def test_parity_counts_the_network_as_evaluate_does(tmp_path: Path) -> None:
-    images = load_images(tmp_path / "set")
-    manifest, weights = build_artifact(VARIANT.name, "onnx"), weights_path(VARIANT)
-    drop = check_parity(manifest, weights, images, "all").accuracy
-    known = evaluate_accuracy(VARIANT, weights, images, "all", tmp_path / "overlays")
-    assert drop is not None
-    assert drop.reference_nail_iou == known.nail_iou and drop.reference_miou == known.miou
-    assert [i.reference for i in drop.per_image] == [(i.tp, i.fp, i.fn, i.tn) for i in known.per_image]
-    assert abs(drop.drop_points.value) < 0.1

@@ -40,8 +40,9 @@ def test_a_small_sure_drop_and_a_faster_file_is_shippable() -> None:
 
 def test_an_interval_that_crosses_the_limit_is_refused_though_its_middle_keeps_it() -> None:
     verdict = judge(FILE, lost=(0.0, 0.0, 0.0, 4.0))
-    drop = verdict.accuracy and verdict.accuracy.drop_points
-    assert drop is not None and drop.value < RULES.max_drop_points < drop.high
+    assert verdict.accuracy is not None
+    drop = verdict.accuracy.drop_points
+    assert drop.value < RULES.max_drop_points < drop.high
     assert verdict.decision == "not shippable"
     (sentence,) = verdict.refusals
     assert (

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 import quantize
 from benchmark import parity
+from benchmark.accuracy import evaluate_accuracy
 from benchmark.coreml_golden import record_runner
 from benchmark.parity import check_parity, find_weights_hash
 from deploy import find_target
@@ -92,6 +93,17 @@ def test_sound_onnx_passes_with_every_output_named(onnx_manifest: Path, images: 
     assert result.images.count == len(images.samples) and result.artifact.sha256 == hash_path(
         onnx_manifest.parent / result.artifact.file
     )
+
+
+def test_the_drop_counts_the_network_as_evaluate_does(
+    onnx_manifest: Path, images: Dataset, tmp_path: Path
+) -> None:
+    drop = check(onnx_manifest, images).accuracy
+    known = evaluate_accuracy(VARIANT, WEIGHTS, images, "held-out", tmp_path)
+    assert drop is not None
+    assert (drop.reference_nail_iou, drop.reference_miou) == (known.nail_iou, known.miou)
+    assert [i.reference for i in drop.per_image] == [(i.tp, i.fp, i.fn, i.tn) for i in known.per_image]
+    assert abs(drop.drop_points.value) < 0.1
 
 
 @skip_without_browser
