@@ -58,7 +58,7 @@ def describe(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path, 
         output_names={output.name: output.name for output in variant.outputs},
         made_by=MadeBy(
             versions={},
-            config={},
+            config={"recipe": recipe},
             parent=parent.name,
             parent_sha256=hash_file(parent),
             cpu_s=0,
