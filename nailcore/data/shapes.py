@@ -135,3 +135,11 @@ def span_points(
     near = along[across <= max(1.0, float(across.min()))]
     base, tip = centre + unit * near.min(), centre + unit * near.max()
     return (float(base[0]), float(base[1])), (float(tip[0]), float(tip[1]))
+
+
+def distance_to(mask: Mask, point: tuple[float, float]) -> float:
+    """Pixels from a point to the centre of the nearest pixel of a mask (H, W); infinite for an empty one."""
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return float("inf")
+    return float(np.hypot(columns + 0.5 - point[0], rows + 0.5 - point[1]).min())

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nailcore.data.checking.findings import Finding
-from nailcore.data.labels import NailRecord, Point, unit_vector
-from nailcore.data.shapes import Mask, Polygon, Shape, fill_shape
+from nailcore.data.labels import NailRecord, unit_vector
+from nailcore.data.shapes import Mask, Polygon, Shape, distance_to, fill_shape
 
 TINY_PX = 12  # as the renderer and the importer have it
 OUTSIDE_PX = 1.0  # how far a polygon may stand out of the photo: tools round to whole pixels
@@ -155,16 +155,13 @@ def check_keypoints(
 
 
 def _find_strays(file: str, name: str, nail: NailRecord, mask: Mask) -> list[Finding]:
-    top, left, bottom, right = _bounds(mask)
-    rows, columns = np.nonzero(mask[top:bottom, left:right])
-    pixels = np.stack([columns + left, rows + top], 1) + 0.5
     # The longer of √area and the span of the keypoints: of a nail half hidden, the tip may lie elsewhere.
-    allowed = 2.0 + STRAY_SHARE * max(np.sqrt(len(pixels)), _span(nail))
+    allowed = 2.0 + STRAY_SHARE * max(float(np.sqrt(np.count_nonzero(mask))), _span(nail))
     found = []
     for which, point in (("base", nail.base), ("tip", nail.tip)):
-        if which in nail.hidden:
+        if point is None or which in nail.hidden:
             continue
-        away = float(np.hypot(*(pixels - np.asarray(point)).T).min())
+        away = distance_to(mask, point)
         if away > allowed:
             what = f"{name}: its {which} is {away:.0f} px away from it"
             found.append(Finding(kind="base or tip outside", file=file, what=what))
@@ -172,9 +169,7 @@ def _find_strays(file: str, name: str, nail: NailRecord, mask: Mask) -> list[Fin
 
 
 def _span(nail: NailRecord) -> float:
-    a: Point | None = nail.base
-    b: Point | None = nail.tip
-    return float(np.hypot(*np.subtract(b, a))) if a and b else 0.0
+    return float(np.hypot(*np.subtract(nail.tip, nail.base))) if nail.base and nail.tip else 0.0
 
 
 def _find_swapped(file: str, named: Sequence[tuple[str, NailRecord]]) -> list[Finding]:

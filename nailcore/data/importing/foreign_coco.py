@@ -47,7 +47,7 @@ def _looks_like_coco(path: Path) -> bool:
         text = path.read_text("utf-8", errors="replace")
     except OSError:
         return False
-    return '"images"' in text and '"annotations"' in text and '"file_name"' in text
+    return '"images"' in text and '"annotations"' in text
 
 
 def find(source: Path, wishes: Wishes) -> FoundSet:

@@ -93,7 +93,9 @@ class Dictionary:
         told = self.told.get(name)
         if told == SKIP:
             return Meaning(False)
-        own = read_meaning(f"{name} {more}")
+        # What the name itself says goes before the words beside it.
+        own = read_meaning(name)
+        own = own if own.finger is not None or not more else read_meaning(f"{name} {more}")
         if told == NAIL:
             return Meaning(True, own.finger)
         if told is not None:
