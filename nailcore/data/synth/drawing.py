@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from nailcore.data.labels import NailRecord
+from nailcore.data.shapes import Mask, distance_to
 from nailcore.data.synth.geometry import HandGeometry, build_hand
 from nailcore.data.synth.raster import Fragments, rasterise, split_quads
 from nailcore.data.synth.scene import Camera, Scene
@@ -15,6 +17,7 @@ from nailcore.data.synth.subdivision import F32, I32
 
 SUPERSAMPLING = 2
 MIN_NAIL_PX = 12
+_HIDDEN_PX = 3.0  # farther from the nail's visible pixels, base or tip lies behind something or off the picture
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,16 @@ def _label(
                 base=(round(base[0], 2), round(base[1], 2)),
                 tip=(round(tip[0], 2), round(tip[1], 2)),
                 area_px=area,
+                hidden=_find_hidden(mask, base, tip),
             )
         )
         index[mask] = len(nails)
     return index, tuple(nails)
+
+
+def _find_hidden(
+    mask: Mask, base: npt.NDArray[np.float64], tip: npt.NDArray[np.float64]
+) -> tuple[Literal["base", "tip"], ...]:
+    """Which of the two cannot be seen: they are known from the geometry all the same."""
+    named: tuple[tuple[Literal["base", "tip"], npt.NDArray[np.float64]], ...] = (("base", base), ("tip", tip))
+    return tuple(n for n, point in named if distance_to(mask, (point[0], point[1])) > _HIDDEN_PX)
