@@ -15,9 +15,10 @@ from nailcore.storage import replacing
 from nailcore.variant import Variant
 
 if TYPE_CHECKING:
-    from nailcore.data.folder import Dataset
+    from nailcore.data.folder import Dataset, Sample
     from nailcore.gate_facts import GateRules, Unmeasured
     from quantize import Recipe
+    from quantize.simulate import Simulation
 
 Progress = Callable[[int, int], None]
 CONVERSION_IMAGES = 4  # each is executed by every step of a conversion
@@ -242,3 +243,56 @@ def render_report(
     images = _open_dataset(data).describe("test")
     found = collect_facts(out_dir, ReportContext(images=images, **context))
     write_report(report, render(found))
+
+
+def measure_image_sensitivity(
+    *,
+    variant: Variant,
+    recipe: Recipe,
+    weights: Path,
+    prepared: Path,
+    sample: Sample,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """What one image says about the rounding of every layer."""
+    from nailcore.storage import hash_path
+    from quantize.sensitivity import measure_image
+
+    key = (variant, recipe, weights, hash_path(weights), prepared, hash_path(prepared))
+    write_fact(out, measure_image(_open_simulation(*key), variant, sample, progress))
+
+
+@lru_cache(maxsize=1)
+def _open_simulation(
+    variant: Variant, recipe: Recipe, weights: Path, _weights: str, prepared: Path, _prepared: str
+) -> Simulation:
+    from quantize.sensitivity import open_simulation
+
+    return open_simulation(variant, recipe, weights, prepared)
+
+
+def pool_sensitivity(
+    *,
+    variant: Variant,
+    recipe: Recipe,
+    weights: Path,
+    prepared: Path,
+    part: str,
+    data: Path,
+    effects: Sequence[Path],
+    out: Path,
+    progress: Progress,
+) -> None:
+    """Pool what the images say, and draw it."""
+    from nailcore.facts import read_fact
+    from nailcore.storage import write_text
+    from quantize.sensitivity import pool_images
+    from quantize.sensitivity_facts import ImageEffects
+    from quantize.sensitivity_plot import draw_sensitivity
+
+    found = [read_fact(path, ImageEffects) for path in effects]
+    dataset = _open_dataset(data)
+    result = pool_images(variant, recipe, weights, prepared, dataset=dataset, part=part, effects=found)
+    write_text(out.with_suffix(".svg"), draw_sensitivity(result))
+    write_fact(out, result)

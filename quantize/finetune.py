@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name every reader of torch code expects
 from torch import nn
 
 from nailcore.checkpoint import TrainState, load_checkpoint, save_checkpoint
@@ -27,7 +28,7 @@ from quantize.simulate import Ranges, Scheme, Simulation, as_input
 Report = Callable[[int, int, float], None]  # steps done, steps in all, loss
 WARMUP_STEPS = 10
 CHECKPOINT_EVERY = 50
-BACKGROUND_WEIGHT = 0.02  # of pixels about which the float network has no doubt
+BACKGROUND_WEIGHT = 0.02  # of finger classes and directions outside nails
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,17 @@ def measure_distance(
 ) -> torch.Tensor:
     """How far logits (N, C, h, w) are from the float network's, where it matters.
 
-    ``fgbg``: squared difference of the margins (nail less background), weighted by how undecided the
-    float network is: there pixels flip. The other heads: squared difference relative to the float
-    logits' own variance, weighted by its nail probability, as nobody reads them elsewhere.
+    ``fgbg``: divergence of the nail probabilities per pixel, summed and divided by how much doubt the
+    float network has in all; where it is undecided pixels flip. The other heads: squared difference
+    relative to the float logits' own variance, weighted by its nail probability: nobody reads them
+    elsewhere.
     """
     ours, theirs = dict(zip(names, found, strict=True)), dict(zip(names, wanted, strict=True))
-    margin = theirs["fgbg"][:, 1] - theirs["fgbg"][:, 0]
-    nail = margin.sigmoid()
-    doubt = 4 * nail * (1 - nail) + BACKGROUND_WEIGHT
-    total = (doubt * (ours["fgbg"][:, 1] - ours["fgbg"][:, 0] - margin).square()).sum() / doubt.sum()
+    margins = [logits["fgbg"][:, 1] - logits["fgbg"][:, 0] for logits in (ours, theirs)]
+    nail = margins[1].sigmoid()
+    cross, own = (F.binary_cross_entropy_with_logits(m, nail, reduction="sum") for m in margins)
+    # Near the truth the divergence is nail * (1 - nail) / 2 times the squared difference of the margins.
+    total = 2 * (cross - own) / ((nail * (1 - nail)).sum() + 1)
     inside = (nail + BACKGROUND_WEIGHT)[:, None]
     for name in names:
         if name != "fgbg":
@@ -188,14 +191,14 @@ def _run_steps(
         loss = measure_distance(found, wanted, teacher.names)
         if settings.label_weight:
             loss = loss + settings.label_weight * _measure_labels(found, teacher.names, batch)
-        _check_finite(float(loss), state.step, settings)
+        _check_finite(float(loss.detach()), state.step, settings)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), 10.0)
         _check_finite(float(norm), state.step, settings)
         state.optimizer.step()
         state.step += 1
-        yield float(loss)
+        yield float(loss.detach())
 
 
 def _measure_labels(found: tuple[torch.Tensor, ...], names: tuple[str, ...], batch: Batch) -> torch.Tensor:

@@ -52,13 +52,15 @@ def round_tensor(x: torch.Tensor, grid: Grid) -> torch.Tensor:
 class _RoundStraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, grid: Grid) -> torch.Tensor:
-        ctx.save_for_backward((x < grid.low) | (x > grid.high))
+        ctx.save_for_backward(x)
+        ctx.grid = grid
         return round_tensor(x, grid)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (outside,) = ctx.saved_tensors
-        return gradients[0].masked_fill(outside, 0.0), None
+        (x,) = ctx.saved_tensors
+        # In one pass: the gradient where low < x < high, else 0.
+        return torch.ops.aten.hardtanh_backward(gradients[0], x, ctx.grid.low, ctx.grid.high), None
 
 
 def round_straight_through(x: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -18,7 +18,7 @@ from nailcore.nets.export_form import ExportForm
 from quantize.layer_names import choose_float_layers
 from quantize.ranges import Observer
 from quantize.recipe import Calibration, Recipe
-from quantize.rounding import make_grid, round_straight_through, round_tensor, round_weight
+from quantize.rounding import Grid, make_grid, round_straight_through, round_tensor, round_weight
 
 Kind = Literal["normalize", "conv", "add", "pool", "upsample"]
 Ranges = dict[str, tuple[float, float]]  # tensor, by the step that writes it -> (low, high)
@@ -255,9 +255,15 @@ class Simulation(nn.Module):
             y = x - self.network.mean
         else:
             y = F.avg_pool2d(x, 2) if step.kind == "pool" else upsample2(x)
-        if step.activation:
+        grid = self._find_grid(step.name) if step.name in self.plan.rounded else None
+        # Clipping to a grid that ends where the activation does, or before, is the activation.
+        ends = 6 if step.activation == "relu6" else np.inf
+        clipped = grid is not None and grid.zero_point == 0 and grid.high < ends + grid.scale / 2
+        if step.activation and not clipped:
             y = F.relu6(y) if step.activation == "relu6" else F.relu(y)
-        return self._round(step.name, y) if step.name in self.plan.rounded else y
+        if grid is None:
+            return y
+        return round_straight_through(y, grid) if y.requires_grad else round_tensor(y, grid)
 
     def _convolve(self, name: str, x: torch.Tensor) -> torch.Tensor:
         conv = self.network.get_submodule(name)
@@ -265,6 +271,9 @@ class Simulation(nn.Module):
         kernel, bias = conv.weight, conv.bias
         if name in self.plan.integer:
             kernel, bias = self.trained(name) if self.trained else (self._round_kernel(name, kernel), bias)
+        if name in self.plan.integer and conv.kernel_size == (1, 1):
+            # On one thread torch's convolution takes a slow way for 1×1 kernels, and a slower one back.
+            return F.linear(x.permute(0, 2, 3, 1), kernel[:, :, 0, 0], bias).permute(0, 3, 1, 2)
         return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
 
     def _round_kernel(self, name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -274,10 +283,9 @@ class Simulation(nn.Module):
             )
         return self._kernels[name]
 
-    def _round(self, name: str, y: torch.Tensor) -> torch.Tensor:
+    def _find_grid(self, name: str) -> Grid:
         low, high = self.ranges[self._range_key(name)]
-        grid = make_grid(low, high, self.scheme.activation_bits, symmetric=self.scheme.symmetric)
-        return round_straight_through(y, grid) if y.requires_grad else round_tensor(y, grid)
+        return make_grid(low, high, self.scheme.activation_bits, symmetric=self.scheme.symmetric)
 
 
 def observe_ranges(network: ExportForm, images: npt.NDArray[np.uint8], calibration: Calibration) -> Ranges:
