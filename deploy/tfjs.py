@@ -11,9 +11,11 @@ from deploy.tfjs_engines import ENGINES, find_obstacle
 from deploy.tfjs_runner import TfjsRunner
 from deploy.tfjs_write import Passes, optimise, write_model
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
+from nailcore.errors import ConversionError
 from nailcore.measure import find_versions, measure_cost
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
+from quantize.prepared import open_prepared
 
 __all__ = ["ENGINES", "KIND", "PARENT", "SUFFIX", "convert", "find_obstacle", "open_runner"]
 
@@ -27,22 +29,37 @@ RESOURCES = ("deploy/web/bundle",)  # the pages a browser loads
 
 
 def convert(
-    variant: Variant, recipe: dict[str, Any], parent: Path, out: Path, *, passes: Passes = "fuse"
+    variant: Variant,
+    recipe: dict[str, Any],
+    parent: Path,
+    out: Path,
+    *,
+    prepared: Path | None = None,
+    passes: Passes = "fuse",
 ) -> Artifact:
     """Convert the ONNX file at ``parent`` to a TF.js graph model in the folder ``out``.
 
     The model takes ``image``, (1, H, W, 3) float32 RGB 0..255, and gives logits (1, h, w, C) by our
-    names. ``passes`` is "fuse" for what ships; "none" and "fold" exist to measure what the passes gain.
+    names. ``prepared`` holds the calibration images, where the recipe asks for some. ``passes`` is "fuse"
+    for what ships; "none" and "fold" exist to measure what the passes gain.
 
     Raises:
-        ConversionError: a converter failed, lost a name, or left a dilated convolution split.
+        ConversionError: a converter failed, lost a name, or left a dilated convolution split; or the recipe
+            wants what TF.js cannot store.
+        ArtifactError: what was prepared is damaged.
     """
+    if recipe.get("weights", {}).get("keep_float"):
+        raise ConversionError(
+            "TF.js target: keep_float names torch modules, which this target does not know.",
+            hint="Leave keep_float out: kernels that one scale would damage keep two bytes by themselves.",
+        )
+    images = None if prepared is None else open_prepared(prepared).load_images()
     names = tuple(output.name for output in variant.outputs)
     with measure_cost() as cost, quiet_native_logs():
         model = freeze_onnx(parent, names)
         graph = optimise(model, passes)
         with replacing(out) as scratch:
-            write_model(graph, names, str(recipe.get("weights_dtype", "float32")), scratch)
+            write_model(graph, names, str(recipe.get("weights_dtype", "float32")), scratch, images)
     before, after = count_ops(model.graph), count_ops(graph)
     return describe_artifact(
         out,

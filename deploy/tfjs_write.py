@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from deploy.onnx_to_tf import INPUT_NAME, FrozenModel, silence_tensorflow
 from deploy.tf_passes import (
@@ -18,6 +19,7 @@ from deploy.tf_passes import (
     mark_biases,
     rename_nodes,
 )
+from deploy.tfjs_quantize import choose_storage, correct_biases, trim_scales, trim_topology
 from nailcore.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -73,13 +75,24 @@ def _run_official(graph: GraphDef, input_node: str, outputs: tuple[str, ...]) ->
         raise ConversionError(f"tensorflowjs refused the graph: {error}") from error
 
 
-def write_model(graph: GraphDef, names: tuple[str, ...], weights_dtype: str, folder: Path) -> None:
+def write_model(
+    graph: GraphDef,
+    names: tuple[str, ...],
+    weights_dtype: str,
+    folder: Path,
+    images: npt.NDArray[np.uint8] | None = None,
+) -> None:
     """Write ``model.json`` and its weight shards; the same graph gives the same bytes.
 
     Args:
         graph: what ``optimise`` returned.
         names: output names in the order the signature lists them.
-        weights_dtype: "float32", or "float16": kernels stored as float16; biases (under 1 %) keep float32.
+        weights_dtype: what kernels are stored in: "float32", "float16", or "uint16" and "uint8" with a scale
+            and a minimum per tensor. Biases (under 2 %) keep float32, with "uint8" float16. TF.js widens all
+            of them to float32 when it loads the file, so a smaller file is no faster.
+        folder: to write; it must not exist.
+        images: calibration images (N, H, W, 3) uint8 RGB: with "uint8", biases make up for the mean shift
+            that rounding causes on them.
 
     Raises:
         ConversionError: an unknown dtype, or a weight beyond the range of float16.
@@ -88,33 +101,33 @@ def write_model(graph: GraphDef, names: tuple[str, ...], weights_dtype: str, fol
     from tensorflowjs import write_weights
     from tensorflowjs.converters import tf_saved_model_conversion_v2 as official
 
-    if weights_dtype not in ("float32", "float16"):
-        raise ConversionError(
-            f"TF.js target: weights_dtype '{weights_dtype}' is not one of float32, float16.",
-            hint="Change weights_dtype in the recipe.",
-        )
     signature = _describe_signature(graph, names)
     topology = type(graph)()
     topology.CopyFrom(graph)
     weights = official.extract_weights(topology)  # moves the values out of the nodes
-    kernels = [entry["name"] for entry in weights[0] if entry["data"].ndim == 4]
-    if weights_dtype == "float16":
-        _check_float16_range({entry["name"]: entry["data"] for entry in weights[0]}, kernels)
+    values = {entry["name"]: entry["data"] for entry in weights[0]}
+    storage = choose_storage(values, weights_dtype)
+    _check_float16_range(values, storage.get("float16", []))
+    if images is not None and "uint8" in storage:
+        correct_biases(graph, weights[0], storage, images)
     folder.mkdir(parents=True)
     manifest = write_weights.write_weights(
         weights,
         str(folder),
         write_manifest=False,
-        quantization_dtype_map={"float16": kernels} if weights_dtype == "float16" else None,
+        quantization_dtype_map=storage or None,
         shard_size_bytes=SHARD_BYTES,
     )
+    nodes = official.MessageToDict(topology)
+    if "uint8" in storage:
+        nodes, manifest = trim_topology(nodes), trim_scales(manifest)
     document = {
         "format": "graph-model",
         "generatedBy": tf.__version__,
         "convertedBy": official.common.get_converted_by(),
         "signature": signature,
         # Keys sorted: protobuf maps have no order of their own.
-        "modelTopology": json.loads(json.dumps(official.MessageToDict(topology), sort_keys=True)),
+        "modelTopology": json.loads(json.dumps(nodes, sort_keys=True)),
         "weightsManifest": manifest,
     }
     (folder / "model.json").write_text(json.dumps(document, separators=(",", ":")), "utf-8")

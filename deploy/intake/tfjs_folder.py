@@ -166,6 +166,8 @@ def _check_kernels(
 def _check_constant(name: str, attributes: dict[str, Any], weights: dict[str, tuple[int, ...]]) -> None:
     if name not in weights:
         raise _LieError(f"constant {name!r} has no weight")
+    if "value" not in attributes:  # the list of weights is then the only one to say it
+        return
     tensor = _get(_get(attributes, "value", dict), "tensor", dict)
     declared = _read_sizes(tensor.get("tensorShape", {}), f"constant {name!r}")
     if declared != weights[name]:
