@@ -119,13 +119,14 @@ class ImageRecord(BaseModel):
     def accepting_guesses(self, least_confidence: float) -> ImageRecord:
         """The record with surer guesses taken for truth, and their labels declared."""
         nails = tuple(nail.accepting_guesses(least_confidence) for nail in self.nails)
-        changed = [new for new, old in zip(nails, self.nails, strict=True) if new is not old]
-        known = [nail.without_guesses() for nail in changed]
-        gained: dict[Label, bool] = {
-            "finger": any(nail.finger for nail in known),
-            "direction": any(nail.base and nail.tip for nail in known),
+        gained = {
+            label
+            for old, new in zip(self.nails, nails, strict=True)
+            if old.machine is not None and not old.machine.confirmed
+            for label in old.machine.labels
+            if new.machine is None or label not in new.machine.labels
         }
-        labels = tuple(label for label in LABELS if label in self.labels or gained.get(label, False))
+        labels = tuple(label for label in LABELS if label in self.labels or label in gained)
         return self.model_copy(update={"labels": labels, "nails": nails})
 
 

@@ -20,7 +20,7 @@ def make_pixels(seed: int = 0) -> npt.NDArray[np.uint8]:
     """(40, 60, 3) BGR: smooth, so that JPEG keeps it, and different in each corner."""
     yy, xx = np.mgrid[:HEIGHT, :WIDTH]
     planes = (4 * xx, 6 * yy, 30 * (seed % 8) + xx + yy)
-    return np.stack(planes, -1).astype(np.uint8)
+    return np.asarray(np.stack(planes, -1), np.uint8)
 
 
 def make_mask() -> npt.NDArray[np.bool_]:
@@ -92,7 +92,7 @@ def write_coco_source(root: Path, data: dict[str, Any] | None = None) -> None:
     (root / "annotations" / "instances_train.json").write_text(json.dumps(data or coco_data()))
 
 
-def shape(label: str, points: list[list[float]], **more: Any) -> dict[str, Any]:
+def shape(label: str, points: list[Any], **more: Any) -> dict[str, Any]:
     """One LabelMe shape."""
     kind = "point" if len(points) == 1 else "polygon"
     return {"label": label, "points": points, "group_id": None, "shape_type": kind, "flags": {}} | more

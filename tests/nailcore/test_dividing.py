@@ -24,11 +24,14 @@ from nailcore.data.folder import (
     DatasetCard,
     ImageRecord,
     Sample,
+    Split,
     SplitFile,
     open_dataset,
 )
 from nailcore.errors import DataError, NailtoolError
 from tests.nailcore.foreign_files import write_masks
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test", "held-out")
 
 
 def make_dataset(people: dict[str, str | None]) -> Dataset:
@@ -117,7 +120,7 @@ def test_a_split_is_written_once_and_read_back(tmp_path: Path) -> None:
     text = (tmp_path / "split.json").read_text()
     dataset = open_dataset(tmp_path)
     assert dataset.split == made.split
-    parts = {part: {s.name for s in dataset.part(part)} for part in (*PARTS, "held-out")}
+    parts = {part: {s.name for s in dataset.part(part)} for part in SPLITS}
     assert parts["held-out"] == parts["validation"] | parts["test"]
     assert not parts["train"] & parts["held-out"] and not parts["validation"] & parts["test"]
     assert dataset.describe("test").name.endswith(" test")

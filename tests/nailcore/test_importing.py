@@ -136,7 +136,7 @@ def test_photos_are_written_upright_with_their_labels(
     stored = cv2.imdecode(
         np.fromfile(src / "a.jpg", np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     )
-    upright = cv2.imread(str(src / "a.jpg"), cv2.IMREAD_COLOR_RGB)  # OpenCV's own reading of EXIF
+    upright = np.asarray(cv2.imread(str(src / "a.jpg"), cv2.IMREAD_COLOR_RGB))  # OpenCV's own reading of EXIF
     assert (turn_array(np.asarray(stored, np.uint8), orientation) == upright).all()
     size = (files.WIDTH, files.HEIGHT)
     polygon, tip = files.LEFT_INDEX, (11.0, 6.0)
@@ -348,7 +348,7 @@ def test_specks_are_left_out_and_noted(tmp_path: Path) -> None:
 # -- machine-made labels -----------------------------------------------------------------------------
 def test_guesses_of_a_manifest_are_taken_over_as_guesses(tmp_path: Path) -> None:
     files.write_masks(tmp_path / "src", ("a",))
-    nails = [
+    nails: list[dict[str, Any]] = [
         {"centroid": [10.5, 9.5], "auto_finger": "index", "auto_hand": "Right", "auto_dir": [0.0, -2.0]},
         {"centroid": [33.5, 25.5]},
     ]
@@ -499,9 +499,9 @@ def test_base_and_tip_of_a_known_direction_lie_at_the_nails_ends(
     corners = [np.array([30, 20]) + a * unit * length / 2 + b * side * width / 2
                for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]  # fmt: skip
     mask = fill_polygons([[float(v) for c in corners for v in c]], 40, 60)
-    base, tip = span_points(mask, unit * 3)
+    base, tip = span_points(mask, np.asarray(unit * 3, np.float64))
     along = np.subtract(tip, base)
     assert np.hypot(*along) == pytest.approx(length, abs=2.0)
     assert along @ unit == pytest.approx(np.hypot(*along))
     with pytest.raises(ValueError, match="two numbers"):
-        span_points(mask, np.zeros(2))
+        span_points(mask, np.zeros(2, np.float64))
