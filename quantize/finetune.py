@@ -52,7 +52,7 @@ class LevelKernels(nn.Module):
     def __init__(self, simulation: Simulation) -> None:
         super().__init__()
         scheme = simulation.scheme
-        self.half = 2 ** (scheme.weight_bits - 1) - 1
+        self.outermost = 2 ** (scheme.weight_bits - 1) - 1
         self.scales: dict[str, torch.Tensor] = {}
         self.pinned: dict[str, torch.Tensor] = {}
         self.bias_units: dict[str, float] = {}
@@ -66,10 +66,10 @@ class LevelKernels(nn.Module):
             scale = measure_scale(conv.weight, scheme.weight_bits, per_channel=scheme.per_channel)
             levels = conv.weight.detach() / scale
             self.scales[name] = scale
-            self.pinned[name] = levels.abs() > self.half - 1e-3
+            self.pinned[name] = levels.abs() > self.outermost - 1e-3
             self.levels[_key(name)] = nn.Parameter(levels)
             if conv.bias is not None:
-                low, high = simulation.ranges[name]
+                low, high = simulation.ranges.get(name, (0.0, 6.0))
                 self.bias_units[name] = (high - low) / 255 or 1.0
                 self.first_bias[name] = conv.bias.detach().clone()
                 self.shifts[_key(name)] = nn.Parameter(torch.zeros_like(conv.bias))
@@ -77,7 +77,9 @@ class LevelKernels(nn.Module):
     def forward(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The rounded kernel and the bias of a convolution, with gradients."""
         levels = self.levels[_key(name)]
-        inside = torch.where(self.pinned[name], levels.detach(), levels).clamp(-self.half, self.half)
+        inside = torch.where(self.pinned[name], levels.detach(), levels).clamp(
+            -self.outermost, self.outermost
+        )
         kernel = round_to_integers(inside) * self.scales[name]
         if name not in self.first_bias:
             return kernel, None
@@ -193,7 +195,7 @@ def _run_steps(
             loss = loss + settings.label_weight * _measure_labels(found, teacher.names, batch)
         _check_finite(float(loss.detach()), state.step, settings)
         state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), 10.0)
         _check_finite(float(norm), state.step, settings)
         state.optimizer.step()

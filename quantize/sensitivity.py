@@ -23,6 +23,7 @@ from nailcore.storage import hash_file, hash_path
 from nailcore.variant import Variant
 from quantize.prepared import open_prepared
 from quantize.recipe import Recipe
+from quantize.search import Effect
 from quantize.sensitivity_facts import Counts, ImageEffects, LayerSensitivity, SensitivityResult
 from quantize.simulate import Scheme, Simulation, as_input, list_layers, list_steps, observe_ranges
 
@@ -37,9 +38,16 @@ _SPARE = 1.3  # what torch's workspaces and the decoded photo take beside the te
 
 # -- one image ---------------------------------------------------------------------------------------
 def measure_image(
-    simulation: Simulation, variant: Variant, sample: Sample, progress: Progress | None = None
+    simulation: Simulation,
+    variant: Variant,
+    sample: Sample,
+    progress: Progress | None = None,
+    *,
+    alone: bool = True,
 ) -> ImageEffects:
     """Every layer's effect on one image, in the memory of two forward passes.
+
+    ``alone=False`` leaves out what each layer does when it is rounded alone, which is half of the work.
 
     All tensors of the float and of the rounded pass are kept, and each trial computes again only what
     it changes. The simulation is left with the scheme it came with.
@@ -50,15 +58,15 @@ def measure_image(
     check_memory(simulation, variant, passes=2)
     started_s = time.process_time()
     scheme, layers = simulation.scheme, [n for n in simulation.layers if n in simulation.plan.integer]
-    view = _View(variant, sample, simulation.network.names.index("fgbg"))
-    steps, done = 2 * len(layers), 0
+    view = View(variant, sample, simulation.network.names.index("fgbg"))
+    steps, done = (1 + alone) * len(layers), 0
     only, without = {}, {}
     try:
         with torch.inference_mode():
             simulation.set_scheme(replace(scheme, keep_float=frozenset(simulation.layers), glue=False))
             values, plan = simulation.run_all(view.x), simulation.plan
             clean, confusion = view.see([values[name] for name in simulation.outputs])
-            for layer in layers:
+            for layer in layers if alone else ():
                 simulation.set_scheme(scheme.only(layer, simulation.layers))
                 only[layer] = view.count(simulation.run_changed(values, plan), clean)
                 done += 1
@@ -86,15 +94,20 @@ def measure_image(
     )
 
 
-class _View:
+class View:
     """One photo as the network gets it, and its truth."""
 
     def __init__(self, variant: Variant, sample: Sample, fgbg: int) -> None:
         image = sample.load_image()
         self.truth = sample.load_mask()
         self.box = Letterbox(image.shape[0], image.shape[1], variant.height_px, variant.width_px)
-        self.x = as_input(letterbox(image, variant.height_px, variant.width_px)[None])
+        self.image = letterbox(image, variant.height_px, variant.width_px)[None]
         self.stride, self.fgbg = variant.output_stride, fgbg
+
+    @property
+    def x(self) -> torch.Tensor:
+        """(1, 3, H, W) as the network gets it; kept as bytes until then."""
+        return as_input(self.image)
 
     def see(self, logits: Sequence[torch.Tensor]) -> tuple[F32, tuple[int, int, int, int]]:
         """The margin (nail less background) at the output's stride; the confusion at the photo's size."""
@@ -138,7 +151,7 @@ def check_memory(simulation: Simulation, variant: Variant, *, passes: float) -> 
 def _count_values(simulation: Simulation, variant: Variant) -> int:
     """Values in all tensors of one image: proportional to its pixels, so a small one tells."""
     side = 64
-    with torch.inference_mode():
+    with torch.no_grad():  # kernels rounded in inference mode could not be trained through later
         values = simulation.run_all(torch.zeros(1, 3, side, side))
     return sum(v.numel() for v in values.values()) * variant.height_px * variant.width_px // side**2
 
@@ -209,6 +222,34 @@ def measure_whole(effects: Sequence[ImageEffects]) -> tuple[Interval, float]:
 
 def _stack(counts: Sequence[tuple[int, int, int, int]]) -> npt.NDArray[np.float64]:
     return np.asarray(counts, np.float64)
+
+
+class Trials:
+    """Measures mixes of integer and float layers on the same images, which are decoded once."""
+
+    def __init__(self, simulation: Simulation, variant: Variant, samples: Sequence[Sample]) -> None:
+        check_memory(simulation, variant, passes=1)
+        self.simulation, self.scheme = simulation, simulation.scheme
+        fgbg = simulation.network.names.index("fgbg")
+        self.views = [View(variant, sample, fgbg) for sample in samples]
+        with torch.inference_mode():
+            self.clean = [view.see(simulation.network(view.x)) for view in self.views]
+
+    def evaluate(self, float_layers: frozenset[str]) -> Effect:
+        """Drop and flipped pixels with these layers left in float beside those of the scheme."""
+        self.simulation.set_scheme(self.scheme.without(*float_layers))
+        try:
+            with torch.inference_mode():
+                found = [
+                    view.count(self.simulation(view.x), margin)
+                    for view, (margin, _) in zip(self.views, self.clean, strict=True)
+                ]
+        finally:
+            self.simulation.set_scheme(self.scheme)
+        clean = _stack([confusion for _, confusion in self.clean])
+        drop = bootstrap_drop("nail_iou", clean, _stack([counts.confusion for counts in found]))
+        pixels = sum(margin.size for margin, _ in self.clean)
+        return Effect(drop, 1000 * sum(counts.flipped for counts in found) / pixels)
 
 
 # -- from files ----------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Scheme:
     """How many levels weights and activations have, and what stays in float."""
 
     weight_bits: int = 8
-    activation_bits: int = 8
+    activation_bits: int = 8  # 0: kernels alone are rounded
     per_channel: bool = True
     symmetric: bool = False  # activations have their zero in the middle of the levels
     keep_float: frozenset[str] = frozenset()  # names of convolutions
@@ -68,6 +68,16 @@ class Scheme:
             per_channel=recipe.weights.granularity == "per-channel",
             symmetric=recipe.activations.symmetric,
             keep_float=frozenset(choose_float_layers((*recipe.weights.keep_float, *float_layers), layers)),
+        )
+
+    @classmethod
+    def of_weights(cls, recipe: Recipe, layers: Sequence[str]) -> Scheme:
+        """The scheme of a recipe that rounds kernels to int8 and computes in float; raises as ``of``."""
+        return cls(
+            activation_bits=0,
+            per_channel=recipe.weights.granularity == "per-channel",
+            keep_float=frozenset(choose_float_layers(recipe.weights.keep_float, layers)),
+            glue=False,
         )
 
     def only(self, layer: str, layers: Iterable[str]) -> Scheme:
@@ -170,15 +180,13 @@ class Simulation(nn.Module):
         # Kernels in training, rounded by whoever trains them: name -> (kernel, bias).
         self.trained: Callable[[str], tuple[torch.Tensor, torch.Tensor | None]] | None = None
         self._kernels: Values = {}  # rounded, of weights that do not change
-        self.set_scheme(scheme)
+        self.scheme = scheme
+        self.plan = self.make_plan(scheme)
 
     def set_scheme(self, scheme: Scheme) -> None:
         """Choose the levels and what stays in float; raises as ``make_plan``."""
-        plan = self.make_plan(scheme)
-        if not hasattr(self, "scheme") or (self.scheme.weight_bits, self.scheme.per_channel) != (
-            scheme.weight_bits,
-            scheme.per_channel,
-        ):
+        plan, levels = self.make_plan(scheme), (scheme.weight_bits, scheme.per_channel)
+        if levels != (self.scheme.weight_bits, self.scheme.per_channel):
             self._kernels.clear()
         self.scheme, self.plan = scheme, plan
 
@@ -196,6 +204,8 @@ class Simulation(nn.Module):
             if step.name in integer or step.name in glue:
                 rounded.update(step.inputs)
         rounded.discard(IMAGE)
+        if not scheme.activation_bits:
+            rounded.clear()
         missing = sorted({self._range_key(name) for name in rounded} - set(self.ranges))
         if missing:
             raise NailtoolError(
@@ -274,7 +284,7 @@ class Simulation(nn.Module):
         if name in self.plan.integer and conv.kernel_size == (1, 1):
             # On one thread torch's convolution takes a slow way for 1×1 kernels, and a slower one back.
             return F.linear(x.permute(0, 2, 3, 1), kernel[:, :, 0, 0], bias).permute(0, 3, 1, 2)
-        return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+        return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def _round_kernel(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         if name not in self._kernels:

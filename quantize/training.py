@@ -1,0 +1,122 @@
+"""What a recipe asks of training and search before a file is written: the network and the layers in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nailcore.data.folder import Dataset
+from nailcore.errors import CheckFailedError, NailtoolError
+from nailcore.variant import Variant
+from quantize.calibration import choose_samples
+from quantize.recipe import Calibration, Recipe
+
+if TYPE_CHECKING:
+    from nailcore.nets.export_form import ExportForm
+
+Progress = Callable[[int, int], None]
+SEARCH_IMAGES = 60  # of the training part, at most: every mix that is tried sees all of them
+
+
+def finetune_network(  # noqa: PLR0917 - the order of the pipeline
+    network: ExportForm,
+    variant: Variant,
+    recipe: Recipe,
+    dataset: Dataset,
+    images: npt.NDArray[np.uint8] | None,
+    checkpoint: Path,
+    progress: Progress,
+) -> tuple[ExportForm, dict[str, Any]]:
+    """The network after the recipe's fine-tuning, and a note about it.
+
+    Args:
+        network: float, as earlier passes left it; it is the teacher, and is not changed.
+        variant, recipe: what it is trained for; the recipe has [finetune].
+        dataset: whose training part it is trained on.
+        images: calibration images (N, H, W, 3); None where no activation is rounded.
+        checkpoint: where a killed run goes on from.
+        progress: told of every step.
+
+    Raises:
+        DataError: no usable training part.
+        NailtoolError: the recipe's storage cannot be trained, or the loss became NaN.
+    """
+    from quantize.finetune import finetune_quantized, training_part
+    from quantize.simulate import Scheme, list_layers, list_steps, observe_ranges
+
+    settings = recipe.finetune
+    if settings is None or recipe.weights_dtype != "int8":
+        raise NailtoolError(
+            f"Recipe '{recipe.name}' stores {recipe.weights_dtype}: only int8 kernels are trained on."
+        )
+    layers, ranges = list_layers(list_steps(network)), {}
+    if images is not None and recipe.activations is not None and recipe.calibration is not None:
+        scheme = Scheme.of(recipe, layers)
+        ranges = observe_ranges(network, images, recipe.calibration)
+    else:
+        scheme = Scheme.of_weights(recipe, layers)
+    tuned = finetune_quantized(
+        network,
+        scheme,
+        ranges,
+        variant=variant,
+        dataset=dataset,
+        settings=settings,
+        checkpoint=checkpoint,
+        report=lambda done, total, _loss: progress(done, total),
+    )
+    described = training_part(dataset).describe("train")
+    return tuned.network, {
+        "steps": tuned.steps,
+        "first_loss": tuned.first_loss,
+        "last_loss": tuned.last_loss,
+        "images": described.model_dump(mode="json"),
+    }
+
+
+def find_float_layers(  # noqa: PLR0917 - the order of the pipeline
+    network: ExportForm,
+    variant: Variant,
+    recipe: Recipe,
+    dataset: Dataset,
+    images: npt.NDArray[np.uint8],
+    progress: Progress,
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Layers the recipe's [search] leaves in float, and a note of everything it tried.
+
+    It looks at the training part alone: the gate judges by held-out images.
+
+    Raises:
+        DataError: no usable training part.
+        CheckFailedError: no mix that was tried keeps the promise.
+    """
+    from quantize.search import MAX_TRIALS, choose_float_layers
+    from quantize.simulate import Scheme, Simulation, list_layers, list_steps, observe_ranges
+
+    search, calibration = recipe.search, recipe.calibration
+    if search is None or calibration is None:
+        raise NailtoolError(f"Recipe '{recipe.name}' has no [search], or no [calibration] for it.")
+    samples = choose_samples(dataset, Calibration(images=SEARCH_IMAGES, seed=calibration.seed))
+    scheme = Scheme.of(recipe, list_layers(list_steps(network)))
+    simulation = Simulation(network, scheme, observe_ranges(network, images, calibration))
+    done = 0
+
+    def report(_trial: object) -> None:
+        nonlocal done
+        done += 1
+        progress(done, MAX_TRIALS)
+
+    found = choose_float_layers(simulation, variant, samples, search.max_drop_points, report=report)
+    if not found.kept:
+        best = min(found.trials, key=lambda trial: trial.drop_points.high)
+        raise CheckFailedError(
+            f"{variant.name} {recipe.name}: none of {len(found.trials)} mixes keeps the drop below "
+            f"{search.max_drop_points} points of nail IoU on the training part; the best one, with "
+            f"{len(best.float_layers)} layers in float, reaches {best.drop_points.high:.2f}.",
+            hint="Raise [search] max_drop_points, or fine-tune: see the recipe int8-qat.",
+        )
+    return found.float_layers, found.model_dump(mode="json")
