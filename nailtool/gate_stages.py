@@ -30,6 +30,7 @@ class GateOrder:
     units: tuple[Unit, ...]
     devices: tuple[str, ...] = ()  # where speed is measured
     max_drop_points: float | None = None  # None: what limits.toml says
+    as_before: bool = False  # a file that was judged by another limit is judged by it again
     rounds: int = SPEED_ROUNDS
 
 
@@ -66,7 +67,11 @@ def plan_gates(
     from benchmark.gate_rules import load_rules
 
     kinds = {name: _open_device(plan, name) for name in order.devices}
-    rules = load_rules(order.max_drop_points)
+    usual_rules = load_rules(order.max_drop_points)
+    rules = {
+        unit.name: (_find_earlier_rules(plan, unit, usual_rules) if order.as_before else usual_rules)
+        for unit in order.units
+    }
     usual = [
         check
         for check in list_checks(plan, order.units, "all" if order.units else None)
@@ -93,10 +98,24 @@ def plan_gates(
                 unmeasured=[
                     _explain(device, kinds[device]) for device, run in timed.items() if run not in runs
                 ],
-                rules=rules,
+                rules=rules[unit.name],
             )
         )
     return stages
+
+
+def _find_earlier_rules(plan: Plan, unit: Unit, usual: GateRules) -> GateRules:
+    from benchmark.gate_rules import load_rules
+
+    with suppress(ArtifactError):
+        limit = read_fact(gate_fact(plan, unit), GateVerdict).rules.max_drop_points
+        return usual if limit == usual.max_drop_points else load_rules(limit)
+    return usual
+
+
+def find_judged(plan: Plan, units: Sequence[Unit]) -> tuple[Unit, ...]:
+    """The units a report judges: the quantized ones, and what was judged before."""
+    return tuple(unit for unit in units if unit.recipe.quantized or gate_fact(plan, unit).is_file())
 
 
 def list_free_devices(plan: Plan, units: Sequence[Unit]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from nailtool.checks import add_goldens, list_checks, plan_checks, plan_conversi
 from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT, DEFAULT_SETTINGS
 from nailtool.engine import explain_stages, run_stages
 from nailtool.executors import describe_place
-from nailtool.gate_stages import GateOrder, add_siblings, plan_gates
+from nailtool.gate_stages import GateOrder, add_siblings, find_judged, plan_gates
 from nailtool.inputs import DataNode
 from nailtool.lock import check_free_space, hold_folder
 from nailtool.rooms import Registry
@@ -252,6 +252,11 @@ def make_report(
         *plan_checks(plan, list_checks(plan, units), node, planned=units),
         *_latency_stages(order, devices, units),
     ]
+    judged = GateOrder(find_judged(plan, units), tuple(devices), as_before=True)
+    if judged.units:
+        known = {stage.name for stage in stages}
+        gates = plan_gates(plan, judged, node, _describe_machine(), units)
+        stages += [stage for stage in gates if stage.name not in known]
     report = reports_dir.resolve() / REPORT_NAME
     context = {
         "command": command,
@@ -288,7 +293,8 @@ def _time_what_was_built(
     order: Order, devices: Sequence[str], units: Sequence[Unit], results: list[StageResult], folder: Path
 ) -> list[StageResult]:
     """One artefact that cannot be built must not keep a device from timing the others."""
-    blocked = [result for result in results if result.stage.exclusive and result.status == "blocked"]
+    timings = {stage.name for stage in _latency_stages(order, devices, units)}
+    blocked = [result for result in results if result.status == "blocked" and result.stage.name in timings]
     if not blocked:
         return results
     good = {result.stage.name for result in results if result.status in ("built", "cached")}

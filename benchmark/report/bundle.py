@@ -15,6 +15,7 @@ from nailcore.facts import (
     PrePostResult,
     Skipped,
 )
+from nailcore.gate_facts import GateVerdict
 
 
 class _Part(BaseModel):
@@ -79,6 +80,7 @@ class ReportInput(_Part):
     conversions: tuple[ConversionStages, ...] = ()
     bisections: tuple[BisectResult, ...] = ()
     preposts: tuple[PrePostResult, ...] = ()
+    gates: tuple[GateVerdict, ...] = ()
     latency: tuple[Measurement, ...] = ()
     accuracy: tuple[AccuracyResult, ...] = ()
     heatmaps: tuple[Heatmap, ...] = ()

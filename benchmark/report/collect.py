@@ -26,6 +26,7 @@ from nailcore.facts import (
     Skipped,
     read_fact,
 )
+from nailcore.gate_facts import GateVerdict
 
 ReadT = TypeVar("ReadT")
 FactT = TypeVar("FactT", bound=Fact)
@@ -113,6 +114,7 @@ def collect_facts(out_dir: Path, context: ReportContext) -> ReportInput:
         _strip(accuracy_kept), artifacts.values(), out_dir / "facts/accuracy", reader
     )
     latency = _collect_bound(reader, "facts/latency/*/*.json", Measurement, weights)
+    gates = _collect_gates(reader, weights, wanted)
     return ReportInput(
         context=context,
         artifacts=tuple(artifacts.values()),
@@ -122,6 +124,7 @@ def collect_facts(out_dir: Path, context: ReportContext) -> ReportInput:
         preposts=_strip(
             _keep_images(reader, preposts, wanted, lambda fact: f"Pre-processing of {fact.variant}")
         ),
+        gates=gates,
         latency=_strip(latency),
         accuracy=_strip(accuracy_kept),
         heatmaps=load_heatmaps(parity_kept, reader),
@@ -260,6 +263,26 @@ def _collect_preposts(reader: Reader, weights: _WeightsByFile) -> list[tuple[Pat
         else:
             current.append((path, fact))
     return current
+
+
+def _collect_gates(reader: Reader, weights: _WeightsByFile, wanted: str) -> tuple[GateVerdict, ...]:
+    """Verdicts about the files and fp32 files that lie here, reached on the images that are shown."""
+    current = []
+    for path, verdict in reader.read_facts("facts/gate/*.json", GateVerdict):
+        reason = ""
+        for ref in (verdict.artifact, verdict.fp32):
+            if ref is not None and not reason:
+                reason = _explain_other_file(ref, weights.artifacts.get((ref.variant, ref.kind, ref.recipe)))
+        if not reason and verdict.weights_sha256 and verdict.parity != "failed":
+            reason = weights.explain_other(verdict.artifact.variant, verdict.weights_sha256)
+        images = verdict.images
+        if not reason and images and wanted not in (images.sha256, images.part_of_sha256):
+            reason = f"measured on other images: {images.name} ({images.sha256[:12]}…)."
+        if reason:
+            reader.mark_stale(path, f"Verdict about {verdict.artifact.label}", reason)
+        else:
+            current.append(verdict)
+    return tuple(current)
 
 
 def _strip(found: Sequence[tuple[Path, FactT]]) -> tuple[FactT, ...]:

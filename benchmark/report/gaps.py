@@ -23,6 +23,7 @@ def find_gaps(report: ReportInput, variants: Sequence[VariantRow]) -> list[Skipp
         *report.skipped,
         *_find_missing_accuracy(variants),
         *_find_missing_parity(files),
+        *_find_unjudged(files),
         *_find_unexecuted(files),
         *_find_missing_mac(files),
         *_find_missing_latency(files),
@@ -54,6 +55,27 @@ def _find_missing_parity(files: Sequence[FileRow]) -> list[Skipped]:
             remedy="Run `nailtool parity-check`.",
         )
     ]
+
+
+def _find_unjudged(files: Sequence[FileRow]) -> list[Skipped]:
+    """Quantized files that nobody asked the gate about."""
+    missing = [file.artifact for file in files if file.gate is None and _is_quantized(file)]
+    if not missing:
+        return []
+    recipes = ",".join(dict.fromkeys(artifact.recipe for artifact in missing))
+    return [
+        Skipped(
+            what=f"What {join_words([artifact.label for artifact in missing], most=6)} cost and bought",
+            reason="No current verdict of the gate belongs to these files.",
+            remedy=f"Run `nailtool build-variants --recipes {recipes} --device cpu`.",
+        )
+    ]
+
+
+def _is_quantized(file: FileRow) -> bool:
+    recipe = file.artifact.made_by.config.get("recipe")
+    dtype = recipe.get("weights_dtype") if isinstance(recipe, dict) else None
+    return isinstance(dtype, str) and not dtype.startswith("float")
 
 
 def _find_unexecuted(files: Sequence[FileRow]) -> list[Skipped]:

@@ -15,6 +15,7 @@ from benchmark.report.bundle import Overlay, ReportInput
 from benchmark.report.gaps import find_gaps
 from benchmark.report.overlays import rank_image
 from benchmark.report.plot import draw_panels
+from benchmark.report.rungs import draw_rungs
 from benchmark.report.strips import draw_strips
 from benchmark.report.tables import (
     group_devices,
@@ -59,6 +60,7 @@ def render_report(report: ReportInput) -> str:
         verdict=reach_verdict(report, variants),
         variants=variants,
         engines=group_engines(variants),
+        rungs=draw_rungs(report.gates),
         panels=draw_panels(groups),
         strip_tables=[draw_strips(group) for group in groups],
         slowest_ms={g.device: max(t.measurement.median_wall_ms for t in g.timed) for g in groups},

@@ -10,6 +10,7 @@ from benchmark.report.bundle import ReportInput
 from benchmark.report.lineage import find_weights_sha256, index_by_file, read_variant
 from nailcore.artifact import Artifact, BrokenParent
 from nailcore.facts import AccuracyResult, Check, ImageSet, Limits, Machine, Measurement, ParityResult
+from nailcore.gate_facts import GateVerdict
 from nailcore.variant import Variant
 
 ParityState = Literal["passed", "failed", "not executed", "not checked"]
@@ -23,6 +24,7 @@ class FileRow:
     parities: tuple[ParityResult, ...]  # one per engine, the usual engine first
     latency: tuple[Measurement, ...]
     accuracy: AccuracyResult | None  # of exactly the weights this file descends from
+    gate: GateVerdict | None = None
 
     @property
     def parity_state(self) -> ParityState:
@@ -115,11 +117,9 @@ def join_variants(report: ReportInput) -> list[VariantRow]:
             result = accuracy.get(name)
             same = not isinstance(weights, BrokenParent) and result and result.weights_sha256 == weights
             latency = tuple(m for m in report.latency if _key(m) == key)
-            files.append(
-                FileRow(
-                    artifact, tuple(p for p in parity if _key(p) == key), latency, result if same else None
-                )
-            )
+            verdicts = tuple(p for p in parity if _key(p) == key)
+            gate = next((g for g in report.gates if _key(g) == key), None)
+            files.append(FileRow(artifact, verdicts, latency, result if same else None, gate))
         files.sort(key=_rank_file)
         declaration = next((v for f in files if (v := read_variant(f.artifact))), None)
         rows.append(VariantRow(name, declaration, accuracy.get(name), tuple(files)))
@@ -129,7 +129,7 @@ def join_variants(report: ReportInput) -> list[VariantRow]:
 _KIND_ORDER = {"onnx": 0, "tflite": 1, "tfjs": 2, "coreml": 3}
 
 
-def _key(fact: ParityResult | Measurement) -> tuple[str, str, str]:
+def _key(fact: ParityResult | Measurement | GateVerdict) -> tuple[str, str, str]:
     return (fact.artifact.variant, fact.artifact.kind, fact.artifact.recipe)
 
 

@@ -50,6 +50,12 @@ def reach_verdict(report: ReportInput, variants: Sequence[VariantRow]) -> Verdic
     failures += _list_stage_failures(report)
     failed = list(dict.fromkeys(failure.label for failure in failures))
     tone, sentence = _say(states, failed)
+    refused = [g.artifact.label for g in report.gates if g.decision == "not shippable"]
+    held = [label for label in refused if label not in failed]
+    if held:
+        word = "more " if failed else ""
+        sentence += f" The gate refuses {write_count_of(len(held), word + 'file')}."
+        tone = "warn" if tone == "good" else tone
     alone = sum({parity.engine for parity in file.executed} == {MIL_REFERENCE} for file in files)
     if alone:
         which = write_count_of(alone, "file was", "files were")
@@ -121,9 +127,13 @@ def _list_badges(report: ReportInput, states: Counter[ParityState], synthetic: S
     ]
     if states["not checked"]:
         badges.append(Badge("warn", f"{states['not checked']} not checked"))
+    decided = Counter(verdict.decision for verdict in report.gates)
     invalid = sum(bool(m.invalid) for m in report.latency)
     valid = len(report.latency) - invalid
     counts: tuple[tuple[int, Tone, str], ...] = (
+        (decided["shippable"], "good", f"{decided['shippable']} shippable"),
+        (decided["not shippable"], "bad", f"{decided['not shippable']} not shippable"),
+        (decided["undecided"], "warn", f"{decided['undecided']} undecided"),
         (valid, "plain", write_count_of(valid, "latency", "latencies")),
         (invalid, "warn", write_count_of(invalid, "invalid latency", "invalid latencies")),
         (len(report.stale), "warn", f"{len(report.stale)} stale, left out"),

@@ -119,6 +119,11 @@ def write_figures(figures: Mapping[str, float]) -> str:
     return ", ".join(words) or ("equal" if figures else "")
 
 
+def write_points(value: float) -> str:
+    """Points with two decimals; a gain has a true minus, and nothing is never minus nothing."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "ms": write_ms,
     "bytes": write_bytes,
@@ -132,6 +137,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "iou": write_iou,
     "count": write_count,
     "millions": write_millions,
+    "points": write_points,
     "when": write_when,
     "count_of": write_count_of,
 }

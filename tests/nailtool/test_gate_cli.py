@@ -13,7 +13,7 @@ import pytest
 from nailcore.artifact import read_manifest
 from nailcore.facts import read_fact
 from nailcore.gate_facts import GateVerdict, Ladder
-from nailtool import cli, gate_stages, rooms
+from nailtool import cli, gate_stages, pipeline, rooms
 from nailtool.checks import Check, plan_checks
 from nailtool.inputs import DataNode
 from nailtool.stage import Stage
@@ -69,6 +69,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.setattr(rooms, "find_registry", lambda: registry)
     monkeypatch.setattr(gate_stages, "plan_checks", plan_fake_checks)
+    monkeypatch.setattr(pipeline, "plan_checks", plan_fake_checks)
     monkeypatch.chdir(tmp_path)
     for name in ("images", "masks"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -168,6 +169,32 @@ def test_another_limit_judges_again_and_checks_nothing_again(
     path = house / "out/facts/gate/nail43-64.onnx.int8-x.json"
     path.write_text(path.read_text().replace("not shippable", "shippable"))  # a verdict that was edited
     assert build("--recipes", "int8-x", "--max-drop", "0.2", "--quiet") == 1
+
+
+def test_a_report_keeps_the_limit_a_file_was_judged_by(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        "report",
+        "--variants",
+        "nail43-64",
+        "--data",
+        "photos",
+        "--out",
+        "out",
+        "--explain",
+        "--json",
+    )
+    assert build("--recipes", "int8-x", "--device", "timer", "--max-drop", "0.2", "--quiet") == 0
+    assert call(*arguments) == 0
+    stages = {s["stage"]: s for s in read_json(capsys)["stages"]}
+    for name in (
+        "gate nail43-64 onnx int8-x",
+        "speed nail43-64 onnx timer",
+        "parity nail43-64 onnx int8-x onnxruntime",
+    ):
+        assert stages[name]["status"] == "cached", stages[name]
+    assert "gate nail43-64 onnx fp32" not in stages and "gate nail43-64 onnx int8-slow" not in stages
 
 
 def test_questions_about_nothing_and_unknown_devices(capsys: pytest.CaptureFixture[str]) -> None:
