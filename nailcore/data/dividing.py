@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nailcore.data.copies import find_copies, hash_photo, join_groups
-from nailcore.data.folder import SPLIT_FILE, Dataset, Part, SplitFile, open_dataset, read_image
+from nailcore.data.folder import (
+    SPLIT_FILE,
+    Dataset,
+    Part,
+    SplitFile,
+    find_split,
+    open_dataset,
+    read_image,
+)
 from nailcore.errors import DataError, NailtoolError
 from nailcore.storage import write_text
 
@@ -54,7 +62,8 @@ def divide_folder(
     """Write ``split.json`` into a data folder.
 
     Raises:
-        DataError: the folder cannot be read, has a split already, or too few people for the parts.
+        DataError: the folder cannot be read, has a split already (its own, or that of a public set which
+            ships with the package), or too few people for the parts.
     """
     path = root / SPLIT_FILE
     if path.exists() and not force:
@@ -63,6 +72,13 @@ def divide_folder(
             hint="Keep it, or write another one with --force.",
         )
     dataset = open_dataset(root, with_split=False)
+    known = find_split(root, {sample.name for sample in dataset.samples}) if not path.exists() else None
+    if known is not None and not force:
+        raise DataError(
+            f"{root}: is the public set {known.dataset}, whose split ships with nailtool and is used.",
+            hint="Shipped weights were trained by that split: with another one, --force, they would be "
+            "measured on what they learnt from.",
+        )
     hashes = {}
     for number, sample in enumerate(dataset.samples):
         if progress is not None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nailcore.data import folder
 from nailcore.data.dividing import (
     PAPER_PROPORTIONS,
     PARTS,
@@ -129,6 +130,22 @@ def test_a_split_is_written_once_and_read_back(tmp_path: Path) -> None:
     (tmp_path / "split.json").write_text("damaged")
     divide_folder(tmp_path, proportions=(1, 1, 1), force=True)
     assert (tmp_path / "split.json").read_text() == text
+
+
+def test_a_public_set_keeps_the_split_that_its_weights_were_trained_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_masks(tmp_path / "data", ("a", "b", "c"))
+    groups = {name: [name] for name in "abc"}
+    known = {"dataset": "known", "note": "", "groups": groups, "held_out": ["c"]}
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "known.json").write_text(json.dumps(known))
+    monkeypatch.setattr(folder, "SPLITS_DIR", tmp_path / "splits")
+    with pytest.raises(DataError, match="is the public set known, whose split ships"):
+        divide_folder(tmp_path / "data", proportions=(1, 1, 1))
+    assert not (tmp_path / "data" / "split.json").exists()
+    divide_folder(tmp_path / "data", proportions=(1, 1, 1), force=True)
+    assert open_dataset(tmp_path / "data").part("validation")
 
 
 def test_two_parts_stay_what_they_were(tmp_path: Path) -> None:

@@ -425,6 +425,9 @@ def test_photos_of_one_name_are_told_apart_and_people_are_found(tmp_path: Path) 
     assert [s.record.subject for s in open_dataset(tmp_path / "two").samples] == ["a", "b"]
     with pytest.raises(DataError, match=r"images/ben/1\.jpg: --subject 'anna' finds nothing"):
         import_set(ImportOrder(tmp_path / "src", tmp_path / "three", subject="anna"))
+    files.write_masks(tmp_path / "flat")
+    with pytest.raises(DataError, match=r"images/a\.jpg: lies in no folder that could be named for a person"):
+        import_set(ImportOrder(tmp_path / "flat", tmp_path / "three", subject="folder"))
     with pytest.raises(NailtoolError, match="not a regular expression"):
         import_set(ImportOrder(tmp_path / "src", tmp_path / "three", subject="("))
 

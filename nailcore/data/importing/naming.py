@@ -12,6 +12,20 @@ from nailcore.errors import DataError, NailtoolError
 from nailcore.storage import hash_file
 
 BY_FOLDER = "folder"
+# Folders that are named for what lies in them, not for a person.
+_GENERAL = {
+    "images",
+    "image",
+    "img",
+    "imgs",
+    "photos",
+    "train",
+    "training",
+    "val",
+    "valid",
+    "validation",
+    "test",
+}
 
 
 def name_photos(keys: Sequence[str]) -> list[str]:
@@ -45,7 +59,13 @@ def find_subject(rule: str, image: FoundImage) -> str | None:
     if not rule:
         return image.subject
     if rule == BY_FOLDER:
-        return PurePosixPath(image.key).parent.name or None
+        own = [p for p in PurePosixPath(image.key).parent.parts if p.lower() not in _GENERAL]
+        if not own:
+            raise DataError(
+                f"{image.key}: lies in no folder that could be named for a person.",
+                hint="Sort the photos by person, give --subject an expression, or leave it out.",
+            )
+        return own[-1]
     try:
         match = re.search(rule, image.key)
     except re.error as error:
