@@ -60,5 +60,6 @@ def _write_speed(speed: SpeedRatio) -> str:
 
 
 def format_points(drop: Interval) -> str:
-    """A drop in points with its interval; a gain has a minus."""
-    return f"{drop.value:.2f} [{drop.low:.2f}, {drop.high:.2f}]"
+    """A drop in points with its interval, ``0.12 [-0.05, 0.31]``; nothing is never minus nothing."""
+    value, low, high = (round(figure, 2) + 0.0 for figure in (drop.value, drop.low, drop.high))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"

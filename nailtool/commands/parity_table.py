@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nailcore.facts import ParityResult
+from nailtool.commands.gate_table import format_points
 from nailtool.terminal import Terminal
 
 COLUMNS = (
@@ -18,6 +19,7 @@ COLUMNS = (
     "angle °",
     "max-abs",
 )
+ACCURACY_COLUMNS = ("artefact", "engine", "mIoU", "nail IoU", "lost [95 %]", "images")
 
 
 def show_parity(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
@@ -29,6 +31,7 @@ def show_parity(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
             terminal.table(_title(executed), COLUMNS, map(_row, executed), right=COLUMNS[2:])
             _show_images(terminal, executed)
     _explain_columns(terminal, facts)
+    _show_accuracy(terminal, facts)
     _show_gates(terminal, facts)
     _show_unexecuted(terminal, facts)
 
@@ -85,6 +88,33 @@ def _explain_columns(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
     if heads:
         names = " and ".join(heads)
         terminal.show(f"( ): head untrained, not judged ({names}); train it to have these figures judged.")
+
+
+def _show_accuracy(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
+    """What the same executions say against the labels: how much a file segments worse than the network."""
+    if not any(fact.accuracy for fact in facts):
+        return
+    terminal.table(
+        "Against the labels: points of 100",
+        ACCURACY_COLUMNS,
+        (
+            (
+                f"{fact.artifact.label}",
+                fact.engine,
+                f"{100 * fact.accuracy.miou.value:.2f}",
+                f"{100 * fact.accuracy.nail_iou.value:.2f}",
+                format_points(fact.accuracy.drop_points),
+                str(fact.images.count),
+            )
+            for fact in facts
+            if fact.accuracy
+        ),
+        right=ACCURACY_COLUMNS[2:],
+    )
+    terminal.show(
+        "lost: nail IoU of the float network less that of the file; interval of 95 %, images in pairs. "
+        "Shown, not judged: the gate of `build-variants` does."
+    )
 
 
 def _show_gates(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
