@@ -239,7 +239,7 @@ def compare(golden: Path, manifest: Path, weights: Path, dataset: Dataset, split
             hint=_RECORD_AGAIN,
         )
     mil = MilRunner(artifact, path)
-    torch_reference = TorchReference(find_variant(artifact.variant), weights)
+    torch_reference = TorchReference(find_variant(artifact.variant), weights, double=True)
     totals = {name: Comparison() for name in ("coreml", "mil_reference", "coreml_against_mil")}
     for name, image in _letterboxed(dataset.part(split), artifact):
         by_mil, by_coreml = mil.run(image[None]), recorded.run(image[None])

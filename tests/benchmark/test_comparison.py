@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
-from benchmark import heatmaps
+from benchmark import heatmaps, parity
 from benchmark.comparison import WORST_IMAGES, Comparison, judge
 from benchmark.heatmaps import APPEARED, VANISHED, draw_heatmap, write_heatmaps
 from benchmark.parity import TorchReference, compare_runners
@@ -17,6 +18,7 @@ from model_zoo import find_variant, weights_path
 from nailcore.data.folder import Dataset
 from nailcore.errors import ConversionError
 from nailcore.facts import Limits
+from nailcore.preprocess import letterbox
 from nailcore.runtime import Images, Logits, Runner
 from tests.photos import load_images
 
@@ -70,7 +72,7 @@ class Defective:
 
 def overflow_uint8(images: Images) -> Images:
     """A brightness offset added in uint8 arithmetic: bright pixels wrap around to black."""
-    return np.asarray(images + np.uint8(24), np.uint8)
+    return np.asarray(images + np.uint8(70), np.uint8)
 
 
 def decode_srgb(images: Images) -> Images:
@@ -136,6 +138,18 @@ OUTPUT_DEFECTS = [
     (turn_y_up, "direction"),
     (swap_classes, "fgbg"),
 ]
+
+
+def test_verdicts_are_reached_against_float64(network: TorchReference, images: Dataset) -> None:
+    """Not against float32 sums in whatever order this machine's kernels take them."""
+    sample = images.part("held-out")[0]
+    picture = letterbox(sample.load_image(), VARIANT.height_px, VARIANT.width_px)[None]
+    exact = parity._open_reference(VARIANT, weights_path(VARIANT), "")
+    found, near = exact.run(picture), network.run(picture)
+    assert exact.dtype == torch.float64 and network.dtype == torch.float32
+    for name, value in found.items():
+        assert value.dtype == np.float32
+        assert 0 < np.abs(value - near[name]).max() < 3e-4
 
 
 def compare(network: TorchReference, images: Dataset, defective: Runner) -> Comparison:

@@ -149,5 +149,5 @@ def test_the_command_line_compares_and_ends_with_our_exit_codes(
     assert refused.exit_code == 2 and "recorded on" in refused.output
     mac = CliRunner().invoke(app, ["record", model, *options, "--out", str(tmp_path / "new.npz")])
     assert mac.exit_code == 3 and "macOS only" in mac.output
-    unknown = CliRunner().invoke(app, ["compare", str(golden), model, "--data", model, "--split", "test"])
+    unknown = CliRunner().invoke(app, ["compare", str(golden), model, "--data", model, "--split", "exam"])
     assert unknown.exit_code == 2 and "held-out" in unknown.output
