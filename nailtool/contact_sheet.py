@@ -79,7 +79,7 @@ def draw_cell(sample: Sample, cell_px: int = CELL_PX) -> Cell:
         nail = sample.record.nails[k - 1] if k <= len(sample.record.nails) else None
         _draw_outline(cell, np.asarray(index == k), scale, _colour(nail))
     for nail in sample.record.nails:
-        _draw_direction(cell, nail, scale)
+        _draw_direction(cell, nail, scale, 0.36 * max(1.0, cell_px / CELL_PX))
     return cell
 
 
@@ -101,7 +101,7 @@ def _draw_outline(
     cv2.polylines(cell, lines, isClosed=True, color=colour, thickness=1, lineType=cv2.LINE_AA, shift=_FINE)
 
 
-def _draw_direction(cell: Cell, nail: NailRecord, scale: float) -> None:
+def _draw_direction(cell: Cell, nail: NailRecord, scale: float, letter_size: float) -> None:
     """Arrow from base to tip and the finger's letter behind the base."""
     import cv2
 
@@ -119,7 +119,7 @@ def _draw_direction(cell: Cell, nail: NailRecord, scale: float) -> None:
     back = back / max(float(np.hypot(*back)), 1e-6) * 9
     corner = (round(base[0] + back[0] - 4 * len(text)), round(base[1] + back[1] + 4))
     for colour, width in ((_BLACK, 3), (_WHITE, 1)):
-        cv2.putText(cell, text, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.36, colour, width, cv2.LINE_AA)
+        cv2.putText(cell, text, corner, cv2.FONT_HERSHEY_SIMPLEX, letter_size, colour, width, cv2.LINE_AA)
 
 
 def _letters(nail: NailRecord) -> str:

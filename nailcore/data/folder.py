@@ -269,7 +269,8 @@ def open_dataset(root: Path, *, with_split: bool = True) -> Dataset:
     Without its split, for one that is to be written anew, all of it counts as held out.
 
     Raises:
-        DataError: the folder, an image or its labels are missing, unreadable, or of another size.
+        DataError: the folder, an image or its labels are missing, unreadable, or of another size; or a
+            person is in two parts of the split.
     """
     for folder in (root, root / "images"):
         if not folder.is_dir():
@@ -280,7 +281,28 @@ def open_dataset(root: Path, *, with_split: bool = True) -> Dataset:
             )
     dataset = _open_annotations(root) if (root / ANNOTATIONS).is_file() else _open_masks(root)
     stems = {sample.name for sample in dataset.samples}
-    return replace(dataset, split=find_split(root, stems)) if with_split else dataset
+    if not with_split:
+        return dataset
+    split = find_split(root, stems)
+    if split is not None:
+        _check_people(root, dataset.samples, split)
+    return replace(dataset, split=split)
+
+
+def _check_people(root: Path, samples: tuple[Sample, ...], split: SplitFile) -> None:
+    """Raises DataError for a person in two parts of a split: figures would be of hands that were learnt."""
+    parts, places = split.parts(), dict[str, str]()
+    for sample in samples:
+        person = sample.record.subject
+        if person is None:
+            continue
+        part = parts[sample.name]
+        if places.setdefault(person, part) != part:
+            raise DataError(
+                f"{root}: its split has {person} in two parts, "
+                f"{places[person]} and {part} ({sample.image.name}).",
+                hint="Give a person one group of split.json; `nailtool data split --force` writes one anew.",
+            )
 
 
 def _open_annotations(root: Path) -> Dataset:

@@ -14,6 +14,7 @@ import pytest
 from nailcore.data.checking import KINDS, CheckReport, check_folder
 from nailcore.data.coco import CocoInfo, LabelledImage, build_coco, write_coco
 from nailcore.data.copies import find_copies, hash_photo, join_groups
+from nailcore.data.folder import open_dataset
 from nailcore.data.labels import ImageRecord, MachineMade, NailRecord
 from nailcore.data.shapes import encode_rle
 from nailcore.data.synth import make_embedded_set
@@ -200,6 +201,9 @@ def test_turned_photos_are_judged_upright(folder: Path) -> None:
 
 def test_people_and_copies_on_both_sides_are_found(folder: Path) -> None:
     report = change(folder, lambda data: data["images"][1].update(subject="anna"))
+    with pytest.raises(DataError, match=r"has anna in two parts, train and validation \(ben\.png\)"):
+        open_dataset(folder)
+    assert open_dataset(folder, with_split=False).split is None
     assert (
         kinds(report) == ["person in two parts"] and "1 in train, 1 in validation" in report.findings[0].what
     )

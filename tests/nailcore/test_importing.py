@@ -460,6 +460,8 @@ def test_a_stopped_import_goes_on_and_a_finished_one_is_left_alone(tmp_path: Pat
     cv2.imwrite(str(tmp_path / "src" / "masks" / "a.png"), np.zeros((files.HEIGHT, files.WIDTH), np.uint8))
     with pytest.raises(DataError, match=r"was imported before images/a\.jpg or its labels changed"):
         import_set(order)
+    with pytest.raises(DataError, match="lies inside of what is imported"):
+        import_set(replace(order, out=tmp_path / "src" / "out"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(DataError, match="exists already and is no import"):

@@ -129,6 +129,10 @@ def import_set(
         DataError: something in the source cannot be used (the file is named), or ``out`` holds other data.
     """
     chosen = choose_format(order.source, order.format)
+    if order.source.is_dir() and order.out.resolve().is_relative_to(order.source.resolve()):
+        raise DataError(
+            f"{order.out}: lies inside of what is imported.", hint="Name a folder outside of it with --out."
+        )
     found: FoundSet = FORMATS[chosen].find(order.source, order.wishes)
     if not found.images:
         raise DataError(f"{order.source}: holds no labelled photos.")
