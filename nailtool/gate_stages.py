@@ -74,7 +74,7 @@ def plan_gates(
     }
     usual = [
         check
-        for check in list_checks(plan, order.units, "all" if order.units else None)
+        for check in list_checks(plan, order.units, "all")
         if check.engine == plan.list_engines(check.unit.kind)[0]
     ]
     stages = plan_checks(plan, usual, data, planned=planned)

@@ -53,6 +53,7 @@ def report(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     began = time.perf_counter()
     from nailtool.checks import find_failed_parity
+    from nailtool.gate_stages import find_judged, read_verdicts
     from nailtool.pipeline import Order, check_data, describe_results, make_report
     from nailtool.rooms import select_names
 
@@ -68,6 +69,9 @@ def report(
     wall_s = time.perf_counter() - began
     written = path.is_file()
     verdicts = find_failed_parity(order.plan, chosen)
+    units = order.plan.list_units(chosen.values(), order.registry.targets, order.registry.recipes.values())
+    judged = read_verdicts(order.plan, find_judged(order.plan, units))
+    refused = [verdict.artifact.label for verdict in judged if verdict.decision == "not shippable"]
     terminal.emit(
         {
             "report": str(path) if written else None,
@@ -75,6 +79,7 @@ def report(
             "cached": counts["cached"],
             "failed": counts["failed"] + counts["blocked"],
             "failed_parity": verdicts,
+            "not_shippable": refused,
             "wall_s": round(wall_s, 3),
             "stages": describe_results(results),
         }
@@ -86,6 +91,8 @@ def report(
     code = show_failures(terminal, results)
     if verdicts:
         terminal.complain("Parity failed:", f"{', '.join(verdicts)}.", "The report shows output and figure.")
+    if refused:
+        terminal.note(f"Not shippable: {', '.join(refused)}. The report says why.")
     if written:
         terminal.show(f"Report: {path}")
     if verdicts or code:
