@@ -160,7 +160,10 @@ def _run(name: str, runner: Runner, images: Images) -> StageLogits:
 
 
 class TorchRunner:
-    """The trained network in torch; see :class:`nailcore.runtime.Runner`."""
+    """The trained network in torch; see :class:`nailcore.runtime.Runner`.
+
+    In float64: what folding loses, by rounding its weights to float32, is told from torch's float32 sums.
+    """
 
     def __init__(self, variant: Variant, weights: Path, *, folded: bool) -> None:
         import torch
@@ -170,25 +173,25 @@ class TorchRunner:
 
         self.versions = {"torch": str(torch.__version__)}
         form = "BatchNorm folded" if folded else "BatchNorm separate"
-        self.runtime = f"torch {self.versions['torch']}, {form}"
+        self.runtime = f"torch {self.versions['torch']}, float64, {form}"
         self._names = [output.name for output in variant.outputs]
-        mean = torch.tensor(variant.mean).view(1, 3, 1, 1)
-        std = torch.tensor(variant.std).view(1, 3, 1, 1)
+        mean = torch.tensor(variant.mean).view(1, 3, 1, 1).double()
+        std = torch.tensor(variant.std).view(1, 3, 1, 1).double()
         self._compute: Callable[[Any], Any]
         if folded:
-            self._compute = load_network(variant, weights)
+            self._compute = load_network(variant, weights).double()
         else:
-            trained = load_weights(variant, weights)
+            trained = load_weights(variant, weights).double()
             self._compute = lambda image: [trained((image - mean) / std)[name] for name in self._names]
 
     def run(self, images: Images) -> Logits:
-        """(N, H, W, 3) uint8 RGB -> named logits."""
+        """(N, H, W, 3) uint8 RGB -> named float32 logits."""
         import torch
 
-        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).double()
         with torch.inference_mode():
             values = self._compute(x)
-        return {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
+        return {name: value.float().numpy() for name, value in zip(self._names, values, strict=True)}
 
     def close(self) -> None:
         """Nothing to give back."""

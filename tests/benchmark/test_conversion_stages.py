@@ -64,6 +64,7 @@ def test_a_defect_of_the_shipped_file_shows_in_its_own_step(
     ]
     assert [p.largest for p in pairs] == [False, False, True]
     assert pairs[2].share > 0.999 and sum(p.share for p in pairs) == pytest.approx(1.0)
+    assert all(o.max_abs < 1e-4 for o in pairs[0].outputs), "folded weights are rounded to float32"
     for clean in pairs[:2]:
         assert all(o.max_abs < 1e-3 for o in clean.outputs) and clean.mask_iou == 1.0
     assert describe_stages(pairs).splitlines()[2].startswith("►")
