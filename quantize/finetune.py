@@ -23,7 +23,7 @@ from nailcore.nets.export_form import ExportForm
 from nailcore.variant import Variant
 from quantize.recipe import FineTune
 from quantize.rounding import measure_scale, round_to_integers
-from quantize.simulate import Ranges, Scheme, Simulation, as_input
+from quantize.simulate import Ranges, Scheme, Simulation, as_input, merge_kernels
 
 Report = Callable[[int, int, float], None]  # steps done, steps in all, loss
 WARMUP_STEPS = 10
@@ -46,26 +46,26 @@ class LevelKernels(nn.Module):
 
     A step of the optimiser is then the same share of a level in every channel, however differently
     folded BatchNorms scaled them. The largest weight of each scale stays at the outermost level, so
-    that whoever measures the scale of the finished kernel finds the same grid again.
+    that whoever measures the scale of the finished kernel finds the same grid again. Of two
+    convolutions that the file merges, the product is rounded; both keep training.
     """
 
     def __init__(self, simulation: Simulation) -> None:
         super().__init__()
-        scheme = simulation.scheme
-        self.outermost = 2 ** (scheme.weight_bits - 1) - 1
+        self.scheme = simulation.scheme
+        self.outermost = 2 ** (self.scheme.weight_bits - 1) - 1
+        self.layers = [name for name in simulation.layers if name in simulation.plan.integer]
+        self.inner_of = {name: simulation.find_inner(name) for name in self.layers}
         self.scales: dict[str, torch.Tensor] = {}
         self.pinned: dict[str, torch.Tensor] = {}
         self.bias_units: dict[str, float] = {}
         self.first_bias: dict[str, torch.Tensor] = {}
         self.levels, self.shifts = nn.ParameterDict(), nn.ParameterDict()
-        for name in simulation.layers:
-            if name not in simulation.plan.integer:
-                continue
-            conv = simulation.network.get_submodule(name)
-            assert isinstance(conv, nn.Conv2d)  # noqa: S101 - the graph says so
-            scale = measure_scale(conv.weight, scheme.weight_bits, per_channel=scheme.per_channel)
-            levels = conv.weight.detach() / scale
-            self.scales[name] = scale
+        for name in self.layers:
+            conv = simulation.find_conv(name)
+            bits, per_channel = self.scheme.weight_bits, self.scheme.per_channel
+            self.scales[name] = measure_scale(conv.weight, bits, per_channel=per_channel)
+            levels = conv.weight.detach() / self.scales[name]
             self.pinned[name] = levels.abs() > self.outermost - 1e-3
             self.levels[_key(name)] = nn.Parameter(levels)
             if conv.bias is not None:
@@ -75,24 +75,36 @@ class LevelKernels(nn.Module):
                 self.shifts[_key(name)] = nn.Parameter(torch.zeros_like(conv.bias))
 
     def forward(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The rounded kernel and the bias of a convolution, with gradients."""
+        """The rounded kernel and the bias of a convolution as the file holds it, with gradients."""
+        inner = self.inner_of[name]
+        if inner is None:
+            return round_to_integers(self._read_levels(name)) * self.scales[name], self._read_bias(name)
+        parts = [(self._read_levels(n) * self.scales[n], self._read_bias(n)) for n in (inner, name)]
+        kernel, bias = merge_kernels(*parts[0], *parts[1])
+        scale = measure_scale(kernel, self.scheme.weight_bits, per_channel=self.scheme.per_channel)
+        return round_to_integers(kernel / scale) * scale, bias
+
+    def _read_levels(self, name: str) -> torch.Tensor:
         levels = self.levels[_key(name)]
-        inside = torch.where(self.pinned[name], levels.detach(), levels).clamp(
-            -self.outermost, self.outermost
-        )
-        kernel = round_to_integers(inside) * self.scales[name]
+        inside = torch.where(self.pinned[name], levels.detach(), levels)
+        return inside.clamp(-self.outermost, self.outermost)
+
+    def _read_bias(self, name: str) -> torch.Tensor | None:
         if name not in self.first_bias:
-            return kernel, None
-        return kernel, self.first_bias[name] + self.shifts[_key(name)] * self.bias_units[name]
+            return None
+        bias: torch.Tensor = self.first_bias[name] + self.shifts[_key(name)] * self.bias_units[name]
+        return bias
 
     def write_to(self, network: ExportForm) -> None:
-        """Put the rounded kernels and the biases into a network."""
+        """Put kernels and biases into a network: rounded, but for those that are merged before."""
+        merged = {name for pair in self.inner_of.items() if pair[1] for name in pair}
         with torch.no_grad():
-            for name in self.scales:
+            for name in self.layers:
                 conv = network.get_submodule(name)
                 assert isinstance(conv, nn.Conv2d)  # noqa: S101 - the graph says so
-                kernel, bias = self(name)
-                conv.weight.copy_(kernel)
+                levels = self._read_levels(name)
+                conv.weight.copy_((levels if name in merged else levels.round()) * self.scales[name])
+                bias = self._read_bias(name)
                 if conv.bias is not None and bias is not None:
                     conv.bias.copy_(bias)
 

@@ -24,8 +24,8 @@ Kind = Literal["normalize", "conv", "add", "pool", "upsample"]
 Ranges = dict[str, tuple[float, float]]  # tensor, by the step that writes it -> (low, high)
 Values = dict[str, torch.Tensor]  # by the step that writes them
 IMAGE = "image"
-# These write values between those they read, so that one scale serves both sides, as in onnxruntime.
-KEEPS_RANGE = ("pool", "upsample")
+# It writes values between those it reads: one scale serves both sides, as in onnxruntime.
+KEEPS_RANGE = ("upsample",)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ class Scheme:
     per_channel: bool = True
     symmetric: bool = False  # activations have their zero in the middle of the levels
     keep_float: frozenset[str] = frozenset()  # names of convolutions
-    glue: bool = True  # additions, pooling and upsampling compute in integers, too
+    glue: bool = True  # additions compute in integers, and upsampling in front of an integer convolution
+    # As quantize.onnx_rewrite leaves the graph: the image's bytes enter as they are, and a pointwise
+    # convolution that only another one reads becomes one with it.
+    rewritten: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe, layers: Sequence[str], float_layers: Iterable[str] = ()) -> Scheme:
@@ -68,6 +71,7 @@ class Scheme:
             per_channel=recipe.weights.granularity == "per-channel",
             symmetric=recipe.activations.symmetric,
             keep_float=frozenset(choose_float_layers((*recipe.weights.keep_float, *float_layers), layers)),
+            rewritten="onnx" in recipe.targets,
         )
 
     @classmethod
@@ -95,6 +99,7 @@ class Plan:
 
     integer: frozenset[str]
     rounded: frozenset[str]
+    merged: frozenset[str] = frozenset()  # convolutions that the one behind them takes in
 
 
 # -- what the network does -------------------------------------------------------------------------
@@ -175,6 +180,8 @@ class Simulation(nn.Module):
         for step in self.steps:
             for source in step.inputs:
                 self._users.setdefault(source, []).append(step.name)
+        self.pairs = self._find_pairs()
+        self._inner_of = {outer: inner for inner, outer in self.pairs.items()}
         self._last_user = {source: users[-1] for source, users in self._users.items()}
         self.ranges = dict(ranges)
         # Kernels in training, rounded by whoever trains them: name -> (kernel, bias).
@@ -198,21 +205,55 @@ class Simulation(nn.Module):
             NailtoolError: a tensor that is to be rounded has no range.
         """
         integer = frozenset(self.layers) - frozenset(choose_float_layers(scheme.keep_float, self.layers))
-        glue = {s.name for s in self.steps if scheme.glue and s.kind in ("add", *KEEPS_RANGE)}
+        if not scheme.activation_bits:
+            return Plan(integer, frozenset())
+        merged: frozenset[str] = frozenset()
+        exact: frozenset[str] = frozenset()
+        if scheme.rewritten:
+            merged = frozenset(a for a, b in self.pairs.items() if {a, b} <= integer)
+            stems = {name for name in self.layers if name.endswith(".stage1.0")}
+            exact = frozenset(s.name for s in self.steps if s.kind in ("normalize", "pool"))
+            exact = exact if stems <= integer or not scheme.glue else frozenset()
+        glue = {
+            step.name
+            for step in self.steps
+            if step.kind == "add"
+            or (step.kind == "upsample" and integer.intersection(self._users.get(step.name, ())))
+        }
+        glue = glue if scheme.glue else set()
         rounded = set(integer | glue)
         for step in self.steps:
             if step.name in integer or step.name in glue:
                 rounded.update(step.inputs)
-        rounded.discard(IMAGE)
-        if not scheme.activation_bits:
-            rounded.clear()
+        rounded -= {IMAGE, *merged, *exact}
         missing = sorted({self._range_key(name) for name in rounded} - set(self.ranges))
         if missing:
             raise NailtoolError(
                 f"No range was measured for the tensor {missing[0]} ({len(missing)} in all).",
                 hint="Measure the ranges of this very network first.",
             )
-        return Plan(integer, frozenset(rounded))
+        return Plan(integer, frozenset(rounded), merged)
+
+    def _find_pairs(self) -> dict[str, str]:
+        """Pointwise convolution -> the only reader of it, pointwise as well, as in ``merge_pointwise``."""
+        pairs: dict[str, str] = {}
+        for step in self.steps:
+            inner = self._step_of.get(step.inputs[0])
+            if step.kind != "conv" or inner is None or inner.kind != "conv" or inner.activation:
+                continue
+            first, second = self.find_conv(inner.name), self.find_conv(step.name)
+            pointwise = first.kernel_size == second.kernel_size == (1, 1)
+            size = second.out_channels * first.in_channels
+            small = size <= 2 * (first.weight.numel() + second.weight.numel())
+            if pointwise and small and len(self._users[inner.name]) == 1 and inner.name not in pairs.values():
+                pairs[inner.name] = step.name
+        return pairs
+
+    def find_conv(self, name: str) -> nn.Conv2d:
+        """A convolution of the network."""
+        conv = self.network.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)  # noqa: S101 - the graph says so
+        return conv
 
     def _range_key(self, name: str) -> str:
         """The tensor whose range a tensor has."""
@@ -250,6 +291,7 @@ class Simulation(nn.Module):
             name = step.name
             own = (name in was.integer) != (name in self.plan.integer)
             own |= (name in was.rounded) != (name in self.plan.rounded)
+            own |= (name in was.merged) != (name in self.plan.merged)
             if own or any(source in changed for source in step.inputs):
                 inputs = [changed.get(source, before[source]) for source in step.inputs]
                 changed[name] = self._run(step, inputs)
@@ -257,6 +299,8 @@ class Simulation(nn.Module):
 
     def _run(self, step: Step, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         x = inputs[0]
+        if step.name in self.plan.merged:
+            return x  # for the convolution behind it, which does the work of both
         if step.kind == "conv":
             y = self._convolve(step.name, x)
         elif step.kind == "add":
@@ -276,26 +320,48 @@ class Simulation(nn.Module):
         return round_straight_through(y, grid) if y.requires_grad else round_tensor(y, grid)
 
     def _convolve(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        conv = self.network.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)  # noqa: S101 - the graph says so
+        conv = self.find_conv(name)
         kernel, bias = conv.weight, conv.bias
         if name in self.plan.integer:
-            kernel, bias = self.trained(name) if self.trained else (self._round_kernel(name, kernel), bias)
+            kernel, bias = self.trained(name) if self.trained else self._round_kernel(name)
         if name in self.plan.integer and conv.kernel_size == (1, 1):
             # On one thread torch's convolution takes a slow way for 1×1 kernels, and a slower one back.
             return F.linear(x.permute(0, 2, 3, 1), kernel[:, :, 0, 0], bias).permute(0, 3, 1, 2)
         return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
-    def _round_kernel(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        if name not in self._kernels:
-            self._kernels[name] = round_weight(
-                weight, self.scheme.weight_bits, per_channel=self.scheme.per_channel
+    def find_inner(self, name: str) -> str | None:
+        """The convolution that this one takes in under the plan."""
+        inner = self._inner_of.get(name)
+        return inner if inner in self.plan.merged else None
+
+    def _round_kernel(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        inner, conv = self.find_inner(name), self.find_conv(name)
+        key = f"{inner}>{name}" if inner else name
+        kernel, bias = conv.weight, conv.bias
+        if inner:
+            first = self.find_conv(inner)
+            kernel, bias = merge_kernels(first.weight, first.bias, kernel, bias)
+        if key not in self._kernels:
+            self._kernels[key] = round_weight(
+                kernel, self.scheme.weight_bits, per_channel=self.scheme.per_channel
             )
-        return self._kernels[name]
+        return self._kernels[key], bias
 
     def _find_grid(self, name: str) -> Grid:
         low, high = self.ranges[self._range_key(name)]
         return make_grid(low, high, self.scheme.activation_bits, symmetric=self.scheme.symmetric)
+
+
+def merge_kernels(
+    inner: torch.Tensor, inner_bias: torch.Tensor | None, outer: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The pointwise kernel (O, I, 1, 1) and bias that do the work of two, ``inner`` first."""
+    matrix = outer[:, :, 0, 0].double()
+    kernel = (matrix @ inner[:, :, 0, 0].double()).float()[:, :, None, None]
+    if inner_bias is not None:
+        through = (matrix @ inner_bias.double()).float()
+        bias = through if bias is None else bias + through
+    return kernel, bias
 
 
 def observe_ranges(network: ExportForm, images: npt.NDArray[np.uint8], calibration: Calibration) -> Ranges:
