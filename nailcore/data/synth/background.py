@@ -29,6 +29,12 @@ def paint_background(spec: Background, height_px: int, width_px: int) -> F32:
     return np.clip(laid, 0.0, 1.0)
 
 
+def paint_texture(spec: Background, size_px: int) -> F32:
+    """(size, size, 3) float32 linear RGB reflectance of a surface seen square on; 480 px are about a hand."""
+    rng = np.random.default_rng([spec.seed, 71])
+    return np.clip(_PAINTERS[spec.kind](rng, size_px, size_px), 0.005, 0.95).astype(np.float32)
+
+
 def _lay_into_perspective(
     rng: np.random.Generator, canvas: F32, height_px: int, width_px: int, *, flat: bool
 ) -> F32:
@@ -63,7 +69,7 @@ def _any_colour(rng: np.random.Generator) -> F32:
     """A random everyday colour: mostly muted, now and then vivid."""
     import colorsys
 
-    saturation = min(rng.beta(1.2, 3.6), 0.72)
+    saturation = min(rng.beta(1.2, 4.6), 0.72)
     # Rooms are full of warm hues: wood, skin-coloured plastic, cardboard, walls.
     hue = rng.normal(0.08, 0.05) % 1 if rng.uniform() < 0.4 else rng.uniform()
     rgb = colorsys.hsv_to_rgb(hue, saturation, rng.uniform(0.12, 0.92))
@@ -96,8 +102,8 @@ def _paint_wood(rng: np.random.Generator, h: int, w: int) -> F32:
 
 def _paint_fabric(rng: np.random.Generator, h: int, w: int) -> F32:
     y, x = np.mgrid[:h, :w].astype(np.float32)
-    drift = 6 * paint_noise(rng, h, w, 160, octaves=2)
-    u, v = x + drift, y + 5 * paint_noise(rng, h, w, 190, octaves=2)
+    drift = 3 * paint_noise(rng, h, w, 190, octaves=1)
+    u, v = x + drift, y + 3 * paint_noise(rng, h, w, 230, octaves=1)
     pitch = rng.uniform(3.0, 9.0)
     base, second = _any_colour(rng), _any_colour(rng)
     kind = rng.integers(4)
@@ -230,7 +236,7 @@ def _paint_paper(rng: np.random.Generator, h: int, w: int) -> F32:
     ramp = np.clip(0.5 + (np.cos(turn) * (x / w - 0.5) + np.sin(turn) * (y / h - 0.5)), 0, 1)[..., None]
     canvas = base * (1 - ramp) + second * ramp
     canvas *= (1 + 0.035 * paint_noise(rng, h, w, 60, octaves=5))[..., None]
-    if rng.uniform() < 0.35:
+    if rng.uniform() < 0.2:
         line = int(rng.integers(13, 26))
         words = paint_noise(rng, h // line + 1, w, 12, octaves=2) > -0.5
         strokes = paint_noise(rng, h, w, 3, octaves=2) > 0.1
@@ -240,7 +246,7 @@ def _paint_paper(rng: np.random.Generator, h: int, w: int) -> F32:
 
 
 def _paint_tiles(rng: np.random.Generator, h: int, w: int) -> F32:
-    size_x = rng.uniform(45, 150)
+    size_x = rng.uniform(80, 220)
     size_y = size_x * rng.choice([1.0, 0.5, 0.34])
     y, x = np.mgrid[:h, :w].astype(np.float32)
     row = (y // size_y).astype(int)
@@ -255,6 +261,90 @@ def _paint_tiles(rng: np.random.Generator, h: int, w: int) -> F32:
     return np.asarray(face * (1 - joint) + grout * joint, dtype=np.float32)
 
 
+def _paint_carpet(rng: np.random.Generator, h: int, w: int) -> F32:
+    """Short pile, felt or terry: soft clumps of single threads."""
+    base = _any_colour(rng) * rng.uniform(0.5, 1.0)
+    pile = paint_noise(rng, h, w, rng.uniform(2.5, 5), octaves=2, gain=0.8)
+    clumps = paint_noise(rng, h, w, rng.uniform(8, 18), octaves=2)
+    trodden = paint_noise(rng, h, w, 120, octaves=3)
+    flecks = np.clip(paint_noise(rng, h, w, 3, octaves=1) - 1.4, 0, 1) * rng.uniform(0, 0.6)
+    shade = np.clip(1 + 0.20 * pile + 0.08 * clumps + 0.08 * trodden, 0.25, 1.9)[..., None]
+    return np.asarray(base * shade + flecks[..., None] * _any_colour(rng), dtype=np.float32)
+
+
+def _paint_leather(rng: np.random.Generator, h: int, w: int) -> F32:
+    """Hide or imitation: cells between fine furrows, worn at places."""
+    tones = [
+        (0.12, 0.11, 0.11),
+        (0.33, 0.20, 0.13),
+        (0.56, 0.36, 0.22),
+        (0.82, 0.78, 0.72),
+        (0.45, 0.12, 0.12),
+    ]
+    base = _pick(rng, tones)
+    cells = np.abs(paint_noise(rng, h, w, rng.uniform(5, 9), octaves=2))
+    furrow = np.clip(1 - cells * 3.2, 0, 1)
+    worn = paint_noise(rng, h, w, 150, octaves=4)
+    return np.asarray(base * ((1 - 0.45 * furrow) * np.clip(1 + 0.12 * worn, 0.5, 1.6))[..., None])
+
+
+def _paint_plain(rng: np.random.Generator, h: int, w: int) -> F32:
+    """A desk top, board or car part: one colour, faint smears, specks of dust, a scratch or two."""
+    import cv2
+
+    tones = [
+        (0.10, 0.10, 0.11),
+        (0.93, 0.92, 0.90),
+        (0.55, 0.56, 0.57),
+        (0.22, 0.23, 0.26),
+        (0.80, 0.74, 0.66),
+    ]
+    base = _pick(rng, tones) if rng.uniform() < 0.7 else _any_colour(rng)
+    smear = paint_noise(rng, h, w, 90, octaves=5, stretch=rng.uniform(1, 5))
+    canvas = base * np.clip(1 + 0.05 * smear, 0.6, 1.4)[..., None]
+    marks = np.zeros((h, w), dtype=np.float32)
+    for _ in range(rng.integers(0, 5)):
+        ends = rng.uniform(0, [w, h], (2, 2)).astype(int)
+        cv2.line(marks, tuple(map(int, ends[0])), tuple(map(int, ends[1])), 1.0, 1, cv2.LINE_AA)
+    dust = np.clip(paint_noise(rng, h, w, 2, octaves=1) - 3.0, 0, 1)
+    return np.asarray(canvas + (0.04 * marks + 0.1 * dust)[..., None], dtype=np.float32)
+
+
+def _paint_print(rng: np.random.Generator, h: int, w: int) -> F32:
+    """Printed cloth or wrapping paper: one motif repeated in rows."""
+    import cv2
+
+    base, ink, second = _any_colour(rng), _any_colour(rng), _any_colour(rng)
+    pitch = int(rng.integers(34, 110))
+    tile = np.zeros((pitch, pitch), dtype=np.float32)
+    middle = (pitch // 2, pitch // 2)
+    kind = rng.integers(4)
+    if kind == 0:
+        cv2.circle(tile, middle, int(pitch * rng.uniform(0.12, 0.36)), 1.0, -1, cv2.LINE_AA)
+    elif kind == 1:  # a flower
+        for k in range(5):
+            turn = 2 * np.pi * k / 5
+            at = (int(middle[0] + 0.2 * pitch * np.cos(turn)), int(middle[1] + 0.2 * pitch * np.sin(turn)))
+            axes = (int(0.17 * pitch), int(0.1 * pitch))
+            cv2.ellipse(tile, at, axes, float(np.degrees(turn)), 0, 360, 1.0, -1, cv2.LINE_AA)
+        cv2.circle(tile, middle, max(2, pitch // 12), 0.5, -1, cv2.LINE_AA)
+    elif kind == 2:  # little crosses
+        for turn in (0.8, 2.4):
+            reach = 0.22 * pitch * np.array([np.cos(turn), np.sin(turn)])
+            ends = [tuple(int(v) for v in middle + s * reach) for s in (-1, 1)]
+            cv2.line(tile, ends[0], ends[1], 1.0, max(2, pitch // 16), cv2.LINE_AA)
+    else:  # a lattice
+        cv2.rectangle(tile, (2, 2), (pitch - 3, pitch - 3), 1.0, int(rng.integers(1, 5)), cv2.LINE_AA)
+        cv2.line(tile, (0, 0), (pitch, pitch), 0.5, 2, cv2.LINE_AA)
+    rows = np.hstack([tile] * (w // pitch + 3))
+    sheet = np.vstack([np.roll(rows, (k % 2) * pitch // 2, axis=1) for k in range(h // pitch + 2)])[:h, :w]
+    wear = np.clip(1 + 0.06 * paint_noise(rng, h, w, 60, octaves=5), 0.5, 1.5)[..., None]
+    thread = 1 + 0.05 * paint_noise(rng, h, w, 2, octaves=1)[..., None]
+    share = sheet[..., None]
+    colour = np.where(share > 0.75, ink, second)
+    return np.asarray((base * (1 - share) + colour * share) * wear * thread, dtype=np.float32)
+
+
 _PAINTERS: dict[BackgroundKind, Painter] = {
     "wood": _paint_wood,
     "fabric": _paint_fabric,
@@ -263,4 +353,8 @@ _PAINTERS: dict[BackgroundKind, Painter] = {
     "foliage": _paint_foliage,
     "paper": _paint_paper,
     "tiles": _paint_tiles,
+    "carpet": _paint_carpet,
+    "leather": _paint_leather,
+    "plain": _paint_plain,
+    "print": _paint_print,
 }

@@ -10,24 +10,26 @@ import numpy.typing as npt
 
 from nailcore.data.labels import NailRecord
 from nailcore.data.shapes import Mask, distance_to
-from nailcore.data.synth.geometry import HandGeometry, build_hand
+from nailcore.data.synth.geometry import HandGeometry, PlateGeometry, build_hand
 from nailcore.data.synth.raster import Fragments, rasterise, split_quads
 from nailcore.data.synth.scene import Camera, Scene
 from nailcore.data.synth.subdivision import F32, I32
+from nailcore.data.synth.worn import WornGeometry
 
 SUPERSAMPLING = 2
 MIN_NAIL_PX = 12
-_HIDDEN_PX = 3.0  # farther from the nail's visible pixels, base or tip lies behind something or off the picture
+_HIDDEN_PX = 3.0  # farther from the nail's visible pixels, base or tip is covered or off the picture
 
 
 @dataclass(frozen=True)
 class Part:
-    """One sheet of the drawing: the skin of a hand (``plate`` None) or one of its nails."""
+    """One sheet of the drawing: a nail, a worn thing, or (both None) the skin of a hand."""
 
     hand: int
     plate: int | None
     first_vertex: int
     vertex_count: int
+    worn: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,17 @@ def _merge(
     parts: list[Part] = []
     vertices, normals, quads, quad_part, start = [], [], [], [], 0
     for number, hand in enumerate(hands):
-        sheets = [(None, hand.vertices, hand.normals, hand.quads)]
-        sheets += [(i, p.vertices, p.normals, p.quads) for i, p in enumerate(hand.plates)]  # type: ignore[misc]
-        for plate, points, directions, faces in sheets:
-            vertices.append(points)
-            normals.append(directions)
-            quads.append(faces + start)
-            quad_part.append(np.full(len(faces), len(parts)))
-            parts.append(Part(number, plate, start, len(points)))
-            start += len(points)
+        sheets: list[tuple[int | None, int | None, HandGeometry | PlateGeometry | WornGeometry]]
+        sheets = [(None, None, hand)]
+        sheets += [(i, None, plate) for i, plate in enumerate(hand.plates)]
+        sheets += [(None, i, worn) for i, worn in enumerate(hand.worn)]
+        for plate_row, worn_row, sheet in sheets:
+            vertices.append(sheet.vertices)
+            normals.append(sheet.normals)
+            quads.append(sheet.quads + start)
+            quad_part.append(np.full(len(sheet.quads), len(parts)))
+            parts.append(Part(number, plate_row, start, len(sheet.vertices), worn_row))
+            start += len(sheet.vertices)
     return (
         parts,
         np.concatenate(vertices),

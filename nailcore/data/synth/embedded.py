@@ -7,7 +7,8 @@ from pathlib import Path
 
 from nailcore.data.coco import ANNOTATIONS, CocoInfo, LabelledImage, build_coco, write_coco
 from nailcore.data.synth.render import render_scene
-from nailcore.data.synth.rendered_set import describe, encode_jpeg
+from nailcore.data.synth.rendered_set import describe
+from nailcore.data.synth.sensor import encode_jpeg
 from nailcore.storage import replacing
 
 # Chosen by eye: light to deep skin, bare, polished and French nails, both hands, open and bent fingers.
@@ -39,7 +40,7 @@ def make_embedded_set(
             name = f"rendered-{seed:04d}.jpg"
             rendering = render_scene(seed, width_px=width_px, height_px=height_px)
             # Through Python's own files: OpenCV's writer hides a full disk.
-            (folder / "images" / name).write_bytes(encode_jpeg(rendering, JPEG_QUALITY))
+            (folder / "images" / name).write_bytes(encode_jpeg(rendering.image, JPEG_QUALITY))
             parts.append(LabelledImage.of(name, rendering.nail_index, describe(rendering)))
             if progress is not None:
                 progress(done, len(seeds))

@@ -11,6 +11,7 @@ from nailcore.data.synth.mesh import FINGER_BONES, RestHand, load_hand, pose_han
 from nailcore.data.synth.nail_plate import COLUMNS, ROWS, NailPlate, fit_plates, plate_quads
 from nailcore.data.synth.scene import Hand, Pose
 from nailcore.data.synth.subdivision import F32, I32, smooth_normals
+from nailcore.data.synth.worn import WornGeometry, build_worn
 from nailcore.variant import FINGERS
 
 SINK_MM = 0.5  # skin under a plate gives way, so that it never pokes through
@@ -55,6 +56,13 @@ class HandGeometry:
     coarse_quads: I32
     marks: SkinMarks
     plates: tuple[PlateGeometry, ...]
+    worn: tuple[WornGeometry, ...]
+    dorsal: F32  # (3,) unit, out of the back of the hand
+
+    @property
+    def sheets(self) -> tuple[PlateGeometry | WornGeometry, ...]:
+        """Everything but the skin: nails, then what is worn."""
+        return (*self.plates, *self.worn)
 
 
 def build_hand(hand: Hand) -> HandGeometry:
@@ -79,6 +87,14 @@ def build_hand(hand: Hand) -> HandGeometry:
         base, tip = (ends @ rotation.T + shift).astype(np.float32)
         label = f"{hand.side} {FINGERS[plate.finger]}"
         placed.append(PlateGeometry(plate, label, points, smooth_normals(points, sheet), sheet, base, tip))
+    worn = []
+    for item in hand.worn:
+        points, quads, bone_number = build_worn(rest, item)
+        bone = bones[bone_number]
+        points = (points @ bone[:3, :3].T + bone[:3, 3]) @ rotation.T + shift
+        points = points.astype(np.float32)
+        quads = quads[:, ::-1] if hand.side == "left" else quads
+        worn.append(WornGeometry(item, points, smooth_normals(points, quads), quads))
     return HandGeometry(
         hand=hand,
         vertices=vertices.astype(np.float32),
@@ -88,6 +104,8 @@ def build_hand(hand: Hand) -> HandGeometry:
         coarse_quads=coarse_quads,
         marks=marks,
         plates=tuple(placed),
+        worn=tuple(worn),
+        dorsal=(rotation @ [0.0, 0.0, 1.0]).astype(np.float32),
     )
 
 
@@ -107,7 +125,8 @@ def _place(
         turn = turn @ np.diag([-1.0, 1.0, 1.0])
     tips = [bones[p.bone][:3, :3] @ p.origin + bones[p.bone][:3, 3] for p in plates]
     knuckles = [rest.joints[chain[0], 0] for chain in FINGER_BONES[1:]]
-    middle = 0.6 * np.mean(tips, axis=0) + 0.4 * np.mean(knuckles, axis=0)
+    share = hand.tips_share
+    middle = share * np.mean(tips, axis=0) + (1 - share) * np.mean(knuckles, axis=0)
     return turn, np.asarray(hand.centre_mm) - turn @ middle
 
 

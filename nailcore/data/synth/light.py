@@ -73,7 +73,8 @@ def look_up_dome(lighting: Lighting, directions: F32) -> F32:
 
 
 def cast_shadows(hands: list[HandGeometry], samples: LightSamples) -> list[tuple[F32, list[F32]]]:
-    """Visibility of every light sample, per hand: of its skin (V, K) and of each of its plates (P, K)."""
+    """Visibility of every light sample, per hand: of its skin (V, K), and of each of its plates and
+    worn things (P, K), in this order."""
     blockers, triangles = _gather_blockers(hands)
     a, b, c = (blockers[triangles[:, i]] for i in range(3))
     facing = np.cross(b - a, c - a)
@@ -82,7 +83,7 @@ def cast_shadows(hands: list[HandGeometry], samples: LightSamples) -> list[tuple
     seen = [
         (
             np.ones((len(hand.vertices), count), np.float32),
-            [np.ones((len(plate.vertices), count), np.float32) for plate in hand.plates],
+            [np.ones((len(sheet.vertices), count), np.float32) for sheet in hand.sheets],
         )
         for hand in hands
     ]
@@ -91,8 +92,8 @@ def cast_shadows(hands: list[HandGeometry], samples: LightSamples) -> list[tuple
         depth_map = _draw_depth(blockers, triangles[facing @ direction > 0], centre, frame)
         for hand, (skin, plates) in zip(hands, seen, strict=True):
             skin[:, k] = _is_lit(hand.vertices + hand.normals * 1.2, depth_map, centre, frame)
-            for plate, column in zip(hand.plates, plates, strict=True):
-                column[:, k] = _is_lit(plate.vertices + plate.normals * 1.2, depth_map, centre, frame)
+            for sheet, column in zip(hand.sheets, plates, strict=True):
+                column[:, k] = _is_lit(sheet.vertices + sheet.normals * 1.2, depth_map, centre, frame)
     return seen
 
 

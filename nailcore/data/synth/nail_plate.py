@@ -14,7 +14,7 @@ from nailcore.data.synth.subdivision import F32, I32, smooth_normals
 ABOVE_SKIN_MM = 0.6
 ROWS, COLUMNS = 29, 15
 BED_LENGTH = 1.02  # of the ragged nail faces' own extent
-BED_WIDTH = 1.2  # the faces under the mask stop short of the nail folds
+BED_WIDTH = 1.32  # the faces under the mask stop short of the nail folds
 FREE_EDGE = (1.15, 0.95, 1.0, 0.95, 0.75)  # a nail's free edge relative to the middle finger's
 
 

@@ -17,6 +17,7 @@ from nailcore.data.synth.mesh import load_hand
 from nailcore.data.synth.raster import Fragments, interpolate
 from nailcore.data.synth.sample import sample_scene
 from nailcore.data.synth.scene import Scene
+from nailcore.data.synth.sensor import expose
 from nailcore.data.synth.subdivision import F32
 from nailcore.errors import DataError
 
@@ -42,7 +43,15 @@ class Rendering:
 def render_scene(
     seed: int, *, subject_seed: int | None = None, width_px: int = 640, height_px: int = 480
 ) -> Rendering:
-    """Render the first scene of a seed in which at least MIN_NAILS nails can be seen, apart and whole.
+    """Render the scene that ``find_scene`` finds; arguments and errors as there."""
+    with _one_thread():
+        return _finish(*find_scene(seed, subject_seed=subject_seed, width_px=width_px, height_px=height_px))
+
+
+def find_scene(
+    seed: int, *, subject_seed: int | None = None, width_px: int = 640, height_px: int = 480
+) -> tuple[Scene, Drawing]:
+    """The first scene of a seed in which at least MIN_NAILS nails can be seen, apart and whole.
 
     Args:
         subject_seed: whose hand it is (default: a person of this seed's own).
@@ -56,8 +65,8 @@ def render_scene(
         scene = sample_scene(drawn_seed, subject_seed=who, width_px=width_px, height_px=height_px)
         with _one_thread():
             drawing = draw(scene)
-            if len(drawing.nails) >= MIN_NAILS and _are_apart(drawing):
-                return _finish(scene, drawing)
+        if len(drawing.nails) >= MIN_NAILS and _are_apart(drawing):
+            return scene, drawing
     raise DataError(f"Seed {seed} gave no scene with {MIN_NAILS} visible nails.", hint="Use another seed.")
 
 
@@ -92,7 +101,7 @@ def _finish(scene: Scene, drawing: Drawing) -> Rendering:
     colour, cover = _shade_hands(scene, drawing)
     backdrop = _light_backdrop(scene, cover)
     linear = colour + backdrop * (1 - cover)[..., None]
-    return Rendering(scene, _expose(scene, linear), drawing.nail_index, drawing.nails)
+    return Rendering(scene, expose(scene.sensor, linear), drawing.nail_index, drawing.nails)
 
 
 def _shade_hands(scene: Scene, drawing: Drawing) -> tuple[F32, F32]:
@@ -108,7 +117,7 @@ def _shade_hands(scene: Scene, drawing: Drawing) -> tuple[F32, F32]:
             continue
         found = drawing.fragments
         mine = Fragments(found.pixels[rows], found.triangles[rows], found.weights[rows], found.depth_mm[rows])
-        paint = _shade_skin if part.plate is None else _shade_nail
+        paint = _shade_nail if part.plate is not None else _shade_skin if part.worn is None else _shade_worn
         canvas[mine.pixels, :3] = paint(scene, drawing, part, lights[number], mine)
         canvas[mine.pixels, 3] = 1
     # Highlights are cut before averaging, as a sensor's wells would be: no jagged bright edges.
@@ -126,8 +135,8 @@ def _light_parts(scene: Scene, drawing: Drawing) -> list[VertexLight]:
     for hand, (skin, plates) in zip(drawing.hands, cast_shadows(list(drawing.hands), samples), strict=True):
         bounce = np.asarray(hand.hand.skin.albedo, dtype=np.float32)
         lights.append(light_vertices(hand.normals, skin, samples, bounce, diffusion))
-        for plate, visible in zip(hand.plates, plates, strict=True):
-            lights.append(light_vertices(plate.normals, visible, samples, bounce, None))
+        for sheet, visible in zip(hand.sheets, plates, strict=True):
+            lights.append(light_vertices(sheet.normals, visible, samples, bounce, None))
     return lights
 
 
@@ -200,6 +209,22 @@ def _shade_nail(scene: Scene, drawing: Drawing, part: Part, light: VertexLight, 
     return np.asarray(np.where(front[:, None], outer, under), dtype=np.float32)
 
 
+def _shade_worn(scene: Scene, drawing: Drawing, part: Part, light: VertexLight, fragments: Fragments) -> F32:
+    """Cloth with a fine weave, or metal."""
+    sheet = drawing.hands[part.hand].worn[part.worn or 0]
+    carried = _carry(drawing, part, np.column_stack([light.diffuse, light.key, light.open]), fragments)
+    normals, view = _look(drawing, fragments)
+    colour = np.asarray(sheet.item.colour, dtype=np.float32)
+    if not sheet.item.metal:
+        y, x = np.divmod(fragments.pixels, scene.camera.width_px * SUPERSAMPLING)
+        weave = 1 + 0.1 * np.sin(1.9 * x + 0.7 * y) * np.sin(1.7 * y - 0.5 * x)
+        return np.asarray(colour * carried[:, :3] * weave[:, None], dtype=np.float32)
+    none = np.zeros(len(carried), dtype=np.float32)
+    metal = shade.Lacquer(np.tile(colour, (len(carried), 1)), none + 0.7, none + 1)
+    shine = shade.add_clear_coat(scene.lighting, metal, normals, view, carried[:, 3:])
+    return np.asarray(0.25 * colour * carried[:, :3] + shine, dtype=np.float32)
+
+
 def _light_backdrop(scene: Scene, cover: F32) -> F32:
     """(H, W, 3) linear light of the backdrop with the hands' soft shadow on it."""
     import cv2
@@ -221,26 +246,3 @@ def _light_backdrop(scene: Scene, cover: F32) -> F32:
     ambient = 1 - 0.7 * spec.shadow * wide
     total = lit[..., None] * np.asarray(light.key_colour) + ambient[..., None] * np.asarray(light.sky_colour)
     return np.asarray(reflectance * total, dtype=np.float32)
-
-
-def _expose(scene: Scene, linear: F32) -> npt.NDArray[np.uint8]:
-    """Blur, white balance, soft shoulder, sRGB curve and sensor noise: (H, W, 3) uint8."""
-    import cv2
-
-    sensor = scene.sensor
-    rng = np.random.default_rng([sensor.seed, 5])
-    if sensor.blur_px:
-        linear = cv2.GaussianBlur(linear, (0, 0), sensor.blur_px * linear.shape[1] / 640).astype(np.float32)
-    linear = linear * (sensor.exposure * np.asarray(sensor.white_balance, dtype=np.float32))
-    # Straight up to 0.55, then a shoulder that never clips: pale skin keeps its drawing.
-    knee = 0.55
-    shoulder = knee + (1 - knee) * (1 - np.exp(-(linear - knee) / (1 - knee)))
-    linear = np.where(linear > knee, shoulder, linear)
-    coarse = rng.standard_normal((linear.shape[0] // 2 + 1, linear.shape[1] // 2 + 1, 3)).astype(np.float32)
-    chroma = cv2.resize(coarse, (linear.shape[1], linear.shape[0]), interpolation=cv2.INTER_LINEAR)
-    grain = rng.standard_normal((*linear.shape[:2], 1)).astype(np.float32) + 0.6 * chroma
-    encoded = 255 * np.where(
-        linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-6) ** (1 / 2.4) - 0.055
-    )
-    encoded = encoded + sensor.noise * grain * np.sqrt(1.25 - encoded / 255)  # dark tones are noisier
-    return np.asarray(np.clip(np.round(encoded), 0, 255), dtype=np.uint8)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import multiprocessing
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import queue
+from collections.abc import Callable, Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -14,9 +25,15 @@ from pydantic import ValidationError
 from nailcore.data.coco import ANNOTATIONS, CocoInfo, LabelledImage, build_coco, write_coco
 from nailcore.data.folder import ImageRecord, SplitFile
 from nailcore.data.synth.render import Rendering, render_scene
+from nailcore.data.synth.sensor import encode_jpeg
 from nailcore.errors import DataError
 from nailcore.storage import write_bytes, write_text
 
+if TYPE_CHECKING:
+    from nailcore.data.synth.photoreal import Blender
+
+RendererName = Literal["raster", "photoreal"]
+RENDERERS: tuple[RendererName, ...] = ("raster", "photoreal")
 PORTRAIT_SHARE = 0.4
 HELD_OUT_EVERY = 10  # every tenth person is held out
 _PARTS = "parts"  # labels of single images, until annotations.json is complete
@@ -31,6 +48,7 @@ class RenderOrder:
     seed: int = 0
     long_side_px: int = 640
     short_side_px: int = 480
+    renderer: RendererName = "raster"
 
     def stem(self, number: int) -> str:
         """File stem of an image, counted from 0."""
@@ -38,23 +56,33 @@ class RenderOrder:
 
 
 def render_set(
-    out: Path, order: RenderOrder, *, jobs: int = 1, progress: Callable[[int, int], None] | None = None
+    out: Path,
+    order: RenderOrder,
+    *,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    blender_python: Path | None = None,
 ) -> None:
     """Render into ``out`` (images/, annotations.json, split.json); a stopped run goes on where it was.
 
+    Args:
+        blender_python: see ``photoreal.find_blender_python``; of the photoreal renderer.
+
     Raises:
         DataError: ``out`` holds another rendered set.
-        MissingToolError: the disk is full.
+        MissingToolError: the disk is full, or Blender is missing or fails.
     """
+    if order.renderer == "photoreal":
+        from nailcore.data.synth.photoreal import find_blender_python
+
+        blender_python = find_blender_python(blender_python)
     _claim(out, order)
     waiting = [n for n in range(order.count) if _read_part(out, order, n) is None]
     done = order.count - len(waiting)
     if progress is not None:
         progress(done, order.count)
     if waiting:
-        # Spawned, not forked: BLAS and OpenCV threads of this process must not be inherited.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        with _open_pool(order, jobs, blender_python) as (pool, render_one):
             # A short queue, so that Ctrl-C ends after the images in hand.
             running: set[Future[None]] = set()
             while waiting or running:
@@ -69,10 +97,47 @@ def render_set(
     _complete(out, order)
 
 
+RenderOne = Callable[[Path, RenderOrder, int], None]
+
+
+@contextlib.contextmanager
+def _open_pool(
+    order: RenderOrder, jobs: int, blender_python: Path | None
+) -> Iterator[tuple[Executor, RenderOne]]:
+    """Workers, and what each of them does."""
+    if order.renderer == "raster":
+        # Spawned, not forked: BLAS and OpenCV threads of this process must not be inherited.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            yield pool, rasterise_one
+        return
+    import cv2
+
+    from nailcore.data.synth.photoreal import Blender
+
+    assert blender_python is not None  # noqa: S101 - render_set found it
+    cv2.setNumThreads(1)
+    free: queue.Queue[Blender] = queue.Queue()
+
+    def photograph(out: Path, order: RenderOrder, number: int) -> None:
+        blender = free.get()
+        try:
+            _photograph_one(blender, out, order, number)
+        finally:
+            free.put(blender)
+
+    # Threads do: the work is done in one Blender process each.
+    with contextlib.ExitStack() as stack:
+        for _ in range(jobs):
+            free.put(stack.enter_context(Blender(blender_python)))
+        yield stack.enter_context(ThreadPoolExecutor(jobs)), photograph
+
+
 def _claim(out: Path, order: RenderOrder) -> None:
     """Write what is being rendered, or check that it is the same."""
     note = out / "order.json"
-    text = "{" + ", ".join(f'"{k}": {v}' for k, v in vars(order).items() if k != "count") + "}\n"
+    values = {k: v for k, v in vars(order).items() if k != "count" and (k, v) != ("renderer", "raster")}
+    text = json.dumps(values) + "\n"
     if note.is_file():
         if note.read_text("utf-8") != text:
             raise DataError(
@@ -87,21 +152,38 @@ def _claim(out: Path, order: RenderOrder) -> None:
     write_text(note, text)
 
 
-def render_one(out: Path, order: RenderOrder, number: int) -> None:
-    """Render one image and its labels; the labels are written last and mark it as done."""
+def rasterise_one(out: Path, order: RenderOrder, number: int) -> None:
+    """Draw one image and its labels."""
     import cv2
 
     cv2.setNumThreads(1)
+    seed, who, width, height, quality = _draw_lot(order, number)
+    rendering = render_scene(seed, subject_seed=who, width_px=width, height_px=height)
+    _write_one(out, order, number, rendering, quality)
+
+
+def _photograph_one(blender: Blender, out: Path, order: RenderOrder, number: int) -> None:
+    from nailcore.data.synth.photoreal import render_photoreal
+
+    seed, who, width, height, quality = _draw_lot(order, number)
+    rendering = render_photoreal(blender, seed, subject_seed=who, width_px=width, height_px=height)
+    _write_one(out, order, number, rendering, quality)
+
+
+def _draw_lot(order: RenderOrder, number: int) -> tuple[int, int, int, int, int]:
+    """Seed, person, width, height and JPEG quality of an image."""
     rng = np.random.default_rng([order.seed, number, 7])
     sides = (order.long_side_px, order.short_side_px)
     width, height = sides[::-1] if rng.random() < PORTRAIT_SHARE else sides
     # Subjects of different orders never meet: a set rendered with another seed shows other people.
     who = order.seed * 100_000 + number % order.subjects
-    rendering = render_scene(
-        order.seed * 10_000_000 + number, subject_seed=who, width_px=width, height_px=height
-    )
+    return order.seed * 10_000_000 + number, who, width, height, int(rng.integers(70, 97))
+
+
+def _write_one(out: Path, order: RenderOrder, number: int, rendering: Rendering, quality: int) -> None:
+    """Write a picture and its labels; the labels are written last and mark it as done."""
     name = f"{order.stem(number)}.jpg"
-    write_bytes(out / "images" / name, encode_jpeg(rendering, int(rng.integers(70, 97))))
+    write_bytes(out / "images" / name, encode_jpeg(rendering.image, quality))
     part = LabelledImage.of(name, rendering.nail_index, describe(rendering))
     write_text(out / _PARTS / f"{order.stem(number)}.json", part.model_dump_json() + "\n")
 
@@ -111,16 +193,6 @@ def describe(rendering: Rendering) -> ImageRecord:
     return ImageRecord(
         labels=("mask", "finger", "direction"), subject=rendering.scene.subject, nails=rendering.nails
     )
-
-
-def encode_jpeg(rendering: Rendering, quality: int) -> bytes:
-    """The picture as JPEG bytes."""
-    import cv2
-
-    done, data = cv2.imencode(".jpg", rendering.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise DataError(f"A rendering of {rendering.image.shape} could not be encoded as JPEG.")
-    return bytes(data.tobytes())
 
 
 def _read_part(out: Path, order: RenderOrder, number: int) -> LabelledImage | None:
@@ -135,8 +207,9 @@ def _read_part(out: Path, order: RenderOrder, number: int) -> LabelledImage | No
 
 def _complete(out: Path, order: RenderOrder) -> None:
     parts = [part for n in range(order.count) if (part := _read_part(out, order, n)) is not None]
+    kind = "photoreal " if order.renderer == "photoreal" else ""
     info = CocoInfo(
-        description=f"rendered hands, seed {order.seed}",
+        description=f"{kind}rendered hands, seed {order.seed}",
         synthetic=True,
         licence="CC0-1.0",
         note="Rendered from the MakeHuman hand mesh (CC0). Not photographs.",

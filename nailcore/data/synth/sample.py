@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nailcore.data.synth.sample_setting import choose_lens, lay_out, sample_worn, shake, surround
 from nailcore.data.synth.scene import (
     Background,
     Camera,
@@ -71,7 +72,14 @@ def sample_scene(
         pose_name = "relaxed"
     span_mm = SPAN_MM[pose_name] * (1.9 if both else 1.0)
     fill = rng.uniform(0.75, 0.95) if both else rng.uniform(0.66, 1.15)
+    setting = np.random.default_rng([seed, 9])
+    near = not both and setting.uniform() < 0.42
+    if near:  # most photographs of nails show fingers, not whole hands
+        fill *= (
+            setting.uniform(1.25, 2.0) if pose_name in ("flat", "relaxed") else setting.uniform(0.95, 1.25)
+        )
     distance_mm = camera.focal_px * span_mm / (fill * height_px * (1.25 if both else 1.0))
+    worn = sample_worn(setting)
     hands = tuple(
         _sample_hand(
             rng,
@@ -81,17 +89,26 @@ def sample_scene(
             pose_name=pose_name,
             distance_mm=distance_mm,
             both=both,
+        ).model_copy(
+            update={
+                "worn": worn if side == sides[0] else tuple(w for w in worn if w.kind == "sleeve"),
+                "tips_share": 0.92 if near else 0.6,
+            }
         )
         for side in sides
     )
+    background = lay_out(setting, _sample_background(rng), pose_name)
+    lighting = surround(setting, _sample_lighting(rng))
+    if not background.is_surface and lighting.surroundings_share < 0.5:  # nothing else would be behind
+        lighting = lighting.model_copy(update={"surroundings_share": 0.9})
     return Scene(
         seed=seed,
         subject=f"rendered-{who:06d}",
-        camera=camera,
+        camera=choose_lens(setting, camera),
         hands=hands,
-        lighting=_sample_lighting(rng),
-        background=_sample_background(rng),
-        sensor=_sample_sensor(rng),
+        lighting=lighting,
+        background=background,
+        sensor=shake(setting, _sample_sensor(rng)),
     )
 
 
@@ -125,6 +142,7 @@ def sample_subject(seed: int) -> tuple[HandShape, Skin]:
         wrinkle=float(rng.uniform(0.5, 1.4)),
         gloss=float(rng.uniform(0.5, 1.0)),
         seed=int(rng.integers(1 << 20)),
+        veins=float(np.clip(rng.normal(0.55, 0.4), 0, 1.2) * (1 - 0.08 * place)),
     )
     return HandShape(targets=tuple(targets), scale=float(np.clip(rng.normal(1.06, 0.06), 0.92, 1.22))), skin
 
@@ -174,8 +192,8 @@ def _sample_polish(rng: np.random.Generator) -> tuple[float, float, float]:
 def sample_pose(rng: np.random.Generator, name: str) -> Pose:
     """One of POSES with every joint shaken."""
     low, high, fan = {
-        "flat": ((-10, 0, -3), (4, 9, 5), (-5, 6)),
-        "relaxed": ((2, 14, 4), (22, 38, 20), (-5, 4)),
+        "flat": ((-20, -4, -18), (2, 8, 0), (-5, 6)),  # the mesh rests with its fingers a little bent
+        "relaxed": ((-8, 6, -12), (18, 32, 12), (-5, 4)),
         "claw": ((2, 58, 30), (26, 78, 46), (-5, 0)),
         "fist": ((48, 78, 38), (62, 90, 52), (-6, -3)),
     }[name]
@@ -185,7 +203,7 @@ def sample_pose(rng: np.random.Generator, name: str) -> Pose:
     for share in FAN:
         closing = 1.0 + 0.1 * (share + 0.3) * (name in ("relaxed", "fist"))  # the little finger curls most
         bends = common * closing + rng.normal(0, (4, 5, 3))
-        bends[2] = max(bends[2], -4.0)
+        bends[2] = max(bends[2], -22.0)
         side = share * spread + rng.normal(0, 1.2)
         fingers.append(FingerPose(bends_deg=tuple(float(b) for b in bends), spread_deg=float(side)))
     return Pose(
@@ -226,7 +244,9 @@ def _sample_hand(
     nail_turn = float(np.mean([sum(f.bends_deg) for f in pose.fingers[1:]]))
     pitch = nail_turn * rng.uniform(0.65, 0.95) + rng.uniform(-30, 18)
     if pose_name in ("flat", "relaxed"):  # an arm that points straight away from the camera looks cut off
-        pitch = min(pitch, rng.uniform(20, 40))
+        pitch = min(pitch, rng.uniform(20, 45))
+    else:
+        pitch += 12.0
     if both:
         inwards = 1 if side == "left" else -1
         roll = inwards * rng.uniform(-15, 30)
@@ -242,7 +262,9 @@ def _sample_hand(
         nails=nails,
         pose=pose,
         pitch_deg=float(pitch),
-        yaw_deg=float(rng.normal(8, 17)),
+        yaw_deg=float(
+            rng.normal(8, 17) if rng.uniform() < 0.82 else rng.normal(5, 45)
+        ),  # now and then: aside
         roll_deg=float(roll),
         centre_mm=(float(centre_x), float(rng.normal(0, 0.035) * distance_mm), float(distance_mm)),
     )

@@ -11,7 +11,14 @@ Colour = tuple[float, float, float]  # linear RGB reflectance, 0..1
 Side = Literal["left", "right"]
 NailShape = Literal["round", "square", "almond", "coffin", "stiletto"]
 NailFinish = Literal["bare", "polish", "french"]
-BackgroundKind = Literal["wood", "fabric", "stone", "clutter", "foliage", "paper", "tiles"]
+BackgroundKind = Literal[
+    "wood", "fabric", "stone", "clutter", "foliage", "paper", "tiles", "carpet", "leather", "plain", "print"
+]
+# "dome" is a plain sky; the others are panoramas that Blender ships (CC0), for the photoreal renderer.
+Surroundings = Literal[
+    "dome", "city", "courtyard", "forest", "interior", "night", "studio", "sunrise", "sunset"
+]
+WornKind = Literal["ring", "bracelet", "sleeve"]
 
 
 class _Frozen(BaseModel):
@@ -35,6 +42,7 @@ class Skin(_Frozen):
     wrinkle: float  # depth of lines over the joints
     gloss: float  # strength of the sheen, 0..1
     seed: int
+    veins: float = 0.0  # how far veins show through the back of the hand, 0..1
 
 
 class NailStyle(_Frozen):
@@ -47,6 +55,20 @@ class NailStyle(_Frozen):
     gloss: float  # 0 matte .. 1 clear coat
     glitter: float  # 0..1
     grown_out_mm: float  # bare strip left at the base of old polish
+
+
+class Worn(_Frozen):
+    """A ring, bracelet or sleeve."""
+
+    kind: WornKind
+    finger: int = 0  # 0 thumb .. 4 little finger; of rings
+    along_mm: float  # from the knuckle outwards (rings) or from the wrist (others: negative, up the arm)
+    width_mm: float = 0.0
+    thickness_mm: float
+    loose_mm: float  # gap between it and the skin
+    colour: Colour
+    metal: bool
+    seed: int
 
 
 class FingerPose(_Frozen):
@@ -83,6 +105,8 @@ class Hand(_Frozen):
     yaw_deg: float
     roll_deg: float
     centre_mm: Vector  # camera axes: x right, y down, z away
+    tips_share: float = 0.6  # what lies at the centre: 0 the knuckles .. 1 the fingertips
+    worn: tuple[Worn, ...] = ()
 
 
 class Camera(_Frozen):
@@ -91,6 +115,7 @@ class Camera(_Frozen):
     width_px: int
     height_px: int
     focal_px: float
+    f_number: float = 16.0  # of a lens before a 36 mm sensor; the rasteriser's hands are always sharp
 
 
 class Lighting(_Frozen):
@@ -101,6 +126,9 @@ class Lighting(_Frozen):
     key_size_deg: float
     sky_colour: Colour
     ground_colour: Colour
+    surroundings: Surroundings = "dome"
+    surroundings_turn_deg: float = 0.0  # about the vertical
+    surroundings_share: float = 0.0  # how much of the sky's light they give in place of the plain dome
 
 
 class Background(_Frozen):
@@ -111,6 +139,10 @@ class Background(_Frozen):
     blur_px: float  # at 640 px width
     shadow: float  # strength of the hands' shadow on it, 0..1
     shadow_reach_px: float  # how far the shadow falls away from the light, at 640 px width
+    tilt_deg: float = 0.0  # of the surface behind the hands, 0: square to the camera; photoreal only
+    gap_mm: float = 0.0  # between hands and surface; photoreal only
+    is_surface: bool = True  # False: the hands are held up before the surroundings; photoreal only
+    things: int = 0  # how many objects lie about; photoreal only
 
 
 class Sensor(_Frozen):
@@ -121,6 +153,8 @@ class Sensor(_Frozen):
     blur_px: float
     white_balance: Colour
     seed: int
+    motion_px: float = 0.0  # path of a shaken camera, at 640 px width
+    motion_deg: float = 0.0
 
 
 class Scene(_Frozen):

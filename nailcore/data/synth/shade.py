@@ -32,10 +32,11 @@ class SkinPoints:
     patch: F32
     wander: F32
     depth: F32
+    vein: F32
 
 
 def sample_slow_texture(skin: Skin, position: F32) -> F32:
-    """(V, 4) blotch, patch, wander, depth: features wider than the mesh's faces, so sampled on vertices."""
+    """(V, 5) blotch, patch, wander, depth, vein: wider than the mesh's faces, so sampled on vertices."""
     blotch = sample_solid_noise(position, 9.0, skin.seed) + 0.5 * sample_solid_noise(
         position, 3.5, skin.seed + 1
     )
@@ -43,7 +44,15 @@ def sample_slow_texture(skin: Skin, position: F32) -> F32:
     # Lines over the joints wander and break: their phase and their depth both follow noise.
     wander = 1.3 * sample_solid_noise(position, 4.5, skin.seed + 2)
     depth = np.clip(0.6 + 0.5 * sample_solid_noise(position, 3.0, skin.seed + 3), 0, 1.4)
-    return np.stack([blotch, patch, wander, depth], axis=-1)
+    # Veins run along the back of the hand, from the knuckles to the forearm: valleys of stretched noise.
+    drawn_out = position * np.array([1.0, 0.3, 0.6], dtype=np.float32)
+    valley = np.abs(sample_solid_noise(drawn_out, 13.0, skin.seed + 1))
+    x_mm, y_mm = position[:, 0], position[:, 1]
+    back = (
+        np.clip((88 - y_mm) / 18, 0, 1) * np.clip((y_mm + 140) / 60, 0, 1) * np.clip((x_mm + 46) / 14, 0, 1)
+    )
+    vein = np.exp(-((valley / 0.16) ** 2)) * back
+    return np.stack([blotch, patch, wander, depth, vein], axis=-1)
 
 
 def colour_skin(skin: Skin, at: SkinPoints) -> F32:
@@ -55,6 +64,8 @@ def colour_skin(skin: Skin, at: SkinPoints) -> F32:
     blood = skin.redness * (0.55 * at.joint + 0.5 * at.tip + 0.5 * at.fold) + 0.12 * skin.mottle * at.blotch
     # More blood takes away green and blue and leaves red almost alone.
     albedo = albedo * np.exp(-blood[:, None] * np.array([0.12, 0.5, 0.42]))
+    vein = skin.veins * at.vein * (1 - at.palm)
+    albedo = albedo * np.exp(-vein[:, None] * np.array([0.19, 0.10, 0.03]))  # blue comes through
     spots = np.clip(sample_solid_noise(at.position, 1.7, skin.seed + 2) - 1.3, 0, 1) * (1 - at.palm)
     tone = 1 + skin.mottle * (0.05 * at.patch - 0.3 * spots)
     albedo = albedo * (tone * (1 - 0.35 * at.fold**2))[:, None]
