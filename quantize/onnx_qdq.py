@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nailcore.errors import ConversionError
+from quantize.correct_bias import correct_biases
 from quantize.layer_names import choose_float_layers, list_convolutions
 from quantize.onnx_ranges import measure_ranges
 from quantize.onnx_rewrite import IMAGE_ZERO, rewrite_graph
@@ -64,6 +65,10 @@ def quantize_onnx(
     ranges = measure_ranges(work, _list_activations(work, nodes), images, calibration)
     affines = {name: choose_affine(range_, activations) for name, range_ in ranges.items()}
     affines |= {name: _keep_bytes(activations) for name in rewritten.byte_tensors if name in affines}
+    corrected = {}
+    if recipe.passes.correct_bias:
+        per_channel = recipe.weights.granularity == "per-channel"
+        corrected = correct_biases(work, affines, images, keep, per_channel=per_channel)
     quantized = _insert_pairs(work, nodes, affines, recipe)
     if rewritten.byte_tensors:
         _drop_centring(quantized, rewritten.byte_tensors[0])
@@ -73,6 +78,7 @@ def quantize_onnx(
         "layers_quantized": len(layers) - len(keep.intersection(layers)),
         "layers_float": sorted(keep.intersection(layers)),
         "rewritten": rewritten.notes,
+        **({"biases_corrected": len(corrected)} if corrected else {}),
     }
 
 

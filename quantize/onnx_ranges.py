@@ -30,19 +30,23 @@ def measure_ranges(
         DataError: the network gives NaN or infinite values on an image.
     """
     observers = {name: Observer() for name in tensors}
-    for name, value in _execute(model, tensors, images):
+    for name, value in execute_graph(model, tensors, images):
         try:
             observers[name].see(value)
         except DataError as error:
             raise DataError(f"{name}: {error.message}") from error
     if calibration.method != "min-max":
-        for name, value in _execute(model, tensors, images):
+        for name, value in execute_graph(model, tensors, images):
             observers[name].count(value)
     return {name: o.choose(calibration.method, calibration.percentile) for name, o in observers.items()}
 
 
-def _execute(model: Any, tensors: Iterable[str], images: npt.NDArray[np.uint8]) -> Iterator[tuple[str, F32]]:
-    """(tensor, value) of every image in turn; the tensors of one image are in memory at a time."""
+def execute_graph(model: Any, tensors: Iterable[str], images: npt.NDArray[np.uint8]) -> Iterator[tuple[str, F32]]:
+    """(tensor, value) of every image in turn; the tensors of one image are in memory at a time.
+
+    Raises:
+        ConversionError: onnxruntime cannot run the graph.
+    """
     import onnx
     import onnxruntime as ort
 

@@ -38,6 +38,12 @@ class Affine:
         levels = np.rint(np.asarray(values, np.float32) / self.scale).astype(np.int64) + self.zero_point
         return np.clip(levels, self.low_level, self.high_level)
 
+    def round(self, values: F32) -> F32:
+        """Real values as quantizing and dequantizing leaves them."""
+        levels = np.rint(values / self.scale)
+        np.clip(levels, self.low_level - self.zero_point, self.high_level - self.zero_point, out=levels)
+        return np.asarray(levels * self.scale, np.float32)
+
     def dequantize(self, levels: npt.NDArray[np.int64]) -> F32:
         """Real values of levels."""
         return np.asarray((levels - self.zero_point).astype(np.float32) * self.scale, np.float32)
@@ -123,8 +129,10 @@ def _measure_divergence(centres: F64, counts: F64, range_: Range) -> float:
     """Kullback-Leibler divergence of the values from what 256 levels leave of them.
 
     As in TensorRT's calibration: what is clipped is counted at the ends, and each level spreads its mass
-    evenly over the bins it stands for that were not empty.
+    evenly over the bins it stands for that were not empty. Zeros do not count: they are most of what a ReLU
+    leaves, and exact in any range.
     """
+    counts = np.where(np.abs(centres) <= (centres[1] - centres[0]) / 2 * (1 + 1e-9), 0.0, counts)
     inside = (centres >= range_.low) & (centres <= range_.high)
     if not inside.any():
         return np.inf
@@ -142,3 +150,15 @@ def _measure_divergence(centres: F64, counts: F64, range_: Range) -> float:
     q = np.maximum(q / q.sum(), 1e-12)
     seen = p > 0
     return float((p[seen] * np.log(p[seen] / q[seen])).sum())
+
+
+def round_kernel(weight: F32, *, per_channel: bool) -> F32:
+    """A kernel (O, ...) as int8 with symmetric scales leaves it, in real values.
+
+    One scale per output channel or one for all, as onnxruntime's quantizer chooses it: the largest
+    magnitude is 127.
+    """
+    axes = tuple(range(1, weight.ndim)) if per_channel else None
+    reach = np.abs(weight).max(axis=axes, keepdims=True)
+    scale = np.where(reach > 0, reach / 127, 1).astype(np.float32)
+    return np.asarray(np.clip(np.rint(weight / scale), -127, 127) * scale, np.float32)
