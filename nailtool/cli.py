@@ -27,6 +27,7 @@ def make_app() -> typer.Typer:
         recipes,
         report,
         run_coreml,
+        search,
         sensitivity,
         train,
     )
@@ -52,6 +53,7 @@ def make_app() -> typer.Typer:
     app.command("report")(report.report)
     app.command("ladder")(ladder.ladder)
     app.command("recipes")(recipes.recipes)
+    app.command("search")(search.search)
     app.command("sensitivity")(sensitivity.sensitivity)
     app.command("devices")(doctor.devices)
     app.command("doctor")(doctor.doctor)

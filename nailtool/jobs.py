@@ -296,3 +296,27 @@ def pool_sensitivity(
     result = pool_images(variant, recipe, weights, prepared, dataset=dataset, part=part, effects=found)
     write_text(out.with_suffix(".svg"), draw_sensitivity(result))
     write_fact(out, result)
+
+
+def search_float_layers(
+    *,
+    variant: Variant,
+    recipe: Recipe,
+    weights: Path,
+    prepared: Path,
+    data: Path,
+    max_drop_points: float,
+    out: Path,
+    recipe_out: Path,
+    progress: Progress,
+) -> None:
+    """Find the layers that have to stay in float, and write the recipe that leaves them there."""
+    from nailcore.storage import write_text
+    from quantize.sensitivity import open_simulation
+    from quantize.training import search_training_part, write_recipe
+
+    simulation = open_simulation(variant, recipe, weights, prepared)
+    found = search_training_part(simulation, variant, _open_dataset(data), max_drop_points, progress)
+    summary = f"{recipe.name}, {len(found.float_layers)} layers of {variant.name} in float"
+    write_text(recipe_out, write_recipe(recipe, recipe_out.stem, summary, found.float_layers))
+    write_fact(out, found)

@@ -93,8 +93,9 @@ def clear_scratch(out_dir: Path, variants: Iterable[str], files: Iterable[str]) 
     variant_dirs |= {manifest.parent for manifest in out_dir.glob(f"*/*{MANIFEST_SUFFIX}")}
     found += _list_scratch(variant_dirs)
     found += _list_scratch([state_dir(out_dir)])
-    facts = out_dir / "facts"
-    found += _list_scratch([facts, *(path for path in facts.rglob("*") if path.is_dir())])
+    for name in ("facts", "prepared", "sensitivity", "search"):
+        folder = out_dir / name
+        found += _list_scratch([folder, *(path for path in folder.rglob("*") if path.is_dir())])
     for path in found:
         aside, target = path / ".old", _target_of(path)
         if aside.exists() and not target.exists():

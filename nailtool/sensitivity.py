@@ -1,4 +1,4 @@
-"""`nailtool sensitivity` as stages: one per image, so that a killed run goes on; then one that pools them."""
+"""`nailtool sensitivity` and `search` as stages; the former per image, so that a killed run goes on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from nailcore.data.folder import PARTS, Dataset, Sample, Split, open_dataset
 from nailcore.errors import DataError, NailtoolError, UnknownNameError
 from nailcore.variant import Variant
-from nailtool.inputs import TOOLS, config_node, sources_node, tools_node
+from nailtool.inputs import SPLITS, TOOLS, config_node, list_resources, sources_node, tools_node
 from nailtool.nodes import FileNode, ValueNode
 from nailtool.pipeline import Order, run_plan
 from nailtool.stage import Stage, StageResult
 from nailtool.stages import Plan
 from quantize import Recipe
 
-FOLDER = "sensitivity"
+FOLDER, SEARCH_FOLDER = "sensitivity", "search"
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,10 @@ def measure_sensitivity(order: Order, request: SensitivityRequest) -> list[Stage
         BusyError: another command works in the output folder.
     """
     plan = order.plan
-    if request.recipe.activations is None:
-        raise NailtoolError(
-            f"Recipe '{request.recipe.name}' computes in float: no layer is rounded.",
-            hint="Choose a recipe whose compute_dtype is int8: see `nailtool recipes`.",
-        )
     if request.part not in PARTS:
         raise UnknownNameError("part", request.part, PARTS)
-    prepared = _preparation_stages(plan, request)
-    first = [plan.embedded_stage()] if request.data is None else []
-    results = run_plan(order, [*first, *prepared], request.data)
-    if any(result.status not in ("built", "cached", "would run") for result in results):
-        return results
-    if order.explain and any(result.status == "would run" for result in results):
+    results = _prepare(order, request)
+    if any(result.status not in ("built", "cached") for result in results):
         return results
     dataset = open_dataset(plan.data_node(request.data).location)
     samples = choose_samples(dataset, request)
@@ -67,6 +58,75 @@ def measure_sensitivity(order: Order, request: SensitivityRequest) -> list[Stage
         own = [_image_stage(plan, request, variant, sample) for sample in samples]
         stages += [*own, _pool_stage(plan, request, variant, own, dataset)]
     return results + run_plan(order, stages, request.data)
+
+
+def search_layers(order: Order, request: SensitivityRequest, max_drop_points: float) -> list[StageResult]:
+    """Prepare, then look for the layers that have to stay in float; writes the result and a recipe.
+
+    Raises:
+        NailtoolError: the recipe computes in float.
+        BusyError: another command works in the output folder.
+    """
+    plan = order.plan
+    results = _prepare(order, request)
+    if any(result.status not in ("built", "cached") for result in results):
+        return results
+    stages = [_search_stage(plan, request, variant, max_drop_points) for variant in request.variants]
+    return results + run_plan(order, stages, request.data)
+
+
+def search_path(plan: Plan, request: SensitivityRequest, variant: Variant, max_drop_points: float) -> Path:
+    """Where a search is written; the recipe it recommends lies beside it under its own name."""
+    name = f"{variant.name}.{request.recipe.name}.{max_drop_points:g}.json"
+    return plan.out_dir / SEARCH_FOLDER / name
+
+
+def recipe_path(plan: Plan, request: SensitivityRequest, variant: Variant) -> Path:
+    """Where the recommended recipe is written."""
+    return plan.out_dir / SEARCH_FOLDER / f"{request.recipe.name}-{variant.name}.toml"
+
+
+def _search_stage(plan: Plan, request: SensitivityRequest, variant: Variant, max_drop_points: float) -> Stage:
+    weights, prepared = plan.weights_nodes(variant), _prepared(plan, request, variant)
+    data = plan.data_node(request.data)
+    out, recipe = search_path(plan, request, variant, max_drop_points), recipe_path(plan, request, variant)
+    return Stage(
+        name=f"search {variant.name} {request.recipe.name}",
+        family="torch",
+        job="nailtool.jobs:search_float_layers",
+        arguments={
+            "variant": variant,
+            "recipe": request.recipe,
+            "weights": weights[0].location,
+            "prepared": prepared,
+            "data": data.location,
+            "max_drop_points": max_drop_points,
+            "out": out,
+            "recipe_out": recipe,
+        },
+        inputs=(
+            *weights,
+            data,
+            plan.file_node(prepared),
+            ValueNode("max drop", f"{max_drop_points:g}"),
+            config_node(variant, "variant"),
+            config_node(request.recipe, "recipe"),
+            tools_node(*TOOLS["prepare"]),
+            sources_node(["quantize.training"], list_resources(SPLITS)),
+        ),
+        products=(plan.file_node(out), plan.file_node(recipe)),
+        affinity=variant.name,
+    )
+
+
+def _prepare(order: Order, request: SensitivityRequest) -> list[StageResult]:
+    if request.recipe.activations is None:
+        raise NailtoolError(
+            f"Recipe '{request.recipe.name}' computes in float: no layer is rounded.",
+            hint="Choose a recipe whose compute_dtype is int8: see `nailtool recipes`.",
+        )
+    first = [order.plan.embedded_stage()] if request.data is None else []
+    return run_plan(order, [*first, *_preparation_stages(order.plan, request)], request.data)
 
 
 def choose_samples(dataset: Dataset, request: SensitivityRequest) -> tuple[Sample, ...]:

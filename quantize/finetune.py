@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -177,18 +178,32 @@ def finetune_quantized(
     if checkpoint.exists():
         load_checkpoint(checkpoint, state, identity)
     losses = []
-    for loss in _run_steps(state, simulation, teacher, make_batches(dataset, variant, settings), settings):
-        losses.append(loss)
-        if report is not None:
-            report(state.step, settings.steps, loss)
-        if state.step % CHECKPOINT_EVERY == 0 and state.step < settings.steps:
-            save_checkpoint(checkpoint, state, identity)
+    with _on_one_thread():
+        for loss in _run_steps(
+            state, simulation, teacher, make_batches(dataset, variant, settings), settings
+        ):
+            losses.append(loss)
+            if report is not None:
+                report(state.step, settings.steps, loss)
+            if state.step % CHECKPOINT_EVERY == 0 and state.step < settings.steps:
+                save_checkpoint(checkpoint, state, identity)
     kernels.write_to(simulation.network)
     checkpoint.unlink(missing_ok=True)
     tail = losses[-max(1, len(losses) // 10) :]
     return FineTuned(
         simulation.network, losses[0] if losses else math.nan, sum(tail) / max(1, len(tail)), state.step
     )
+
+
+@contextlib.contextmanager
+def _on_one_thread() -> Iterator[None]:
+    """The order of sums must not depend on the machine's cores, nor resumed weights on where they started."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _run_steps(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from quantize.recipe import Calibration, Recipe
 
 if TYPE_CHECKING:
     from nailcore.nets.export_form import ExportForm
+    from quantize.search import SearchResult
+    from quantize.simulate import Simulation
 
 Progress = Callable[[int, int], None]
 SEARCH_IMAGES = 60  # of the training part, at most: every mix that is tried sees all of them
@@ -94,23 +97,14 @@ def find_float_layers(  # noqa: PLR0917 - the order of the pipeline
         DataError: no usable training part.
         CheckFailedError: no mix that was tried keeps the promise.
     """
-    from quantize.search import MAX_TRIALS, choose_float_layers
     from quantize.simulate import Scheme, Simulation, list_layers, list_steps, observe_ranges
 
     search, calibration = recipe.search, recipe.calibration
     if search is None or calibration is None:
         raise NailtoolError(f"Recipe '{recipe.name}' has no [search], or no [calibration] for it.")
-    samples = choose_samples(dataset, Calibration(images=SEARCH_IMAGES, seed=calibration.seed))
     scheme = Scheme.of(recipe, list_layers(list_steps(network)))
     simulation = Simulation(network, scheme, observe_ranges(network, images, calibration))
-    done = 0
-
-    def report(_trial: object) -> None:
-        nonlocal done
-        done += 1
-        progress(done, MAX_TRIALS)
-
-    found = choose_float_layers(simulation, variant, samples, search.max_drop_points, report=report)
+    found = search_training_part(simulation, variant, dataset, search.max_drop_points, progress)
     if not found.kept:
         best = min(found.trials, key=lambda trial: trial.drop_points.high)
         raise CheckFailedError(
@@ -120,3 +114,46 @@ def find_float_layers(  # noqa: PLR0917 - the order of the pipeline
             hint="Raise [search] max_drop_points, or fine-tune: see the recipe int8-qat.",
         )
     return found.float_layers, found.model_dump(mode="json")
+
+
+def search_training_part(
+    simulation: Simulation, variant: Variant, dataset: Dataset, max_drop_points: float, progress: Progress
+) -> SearchResult:
+    """``choose_float_layers`` on at most ``SEARCH_IMAGES`` images of the training part."""
+    from quantize.search import MAX_TRIALS, choose_float_layers
+
+    samples = choose_samples(dataset, Calibration(images=SEARCH_IMAGES))
+    done = 0
+
+    def report(_trial: object) -> None:
+        nonlocal done
+        done += 1
+        progress(done, MAX_TRIALS)
+
+    return choose_float_layers(simulation, variant, samples, max_drop_points, report=report)
+
+
+def write_recipe(base: Recipe, name: str, summary: str, float_layers: Sequence[str]) -> str:
+    """The TOML of a recipe with these layers in float beside those of ``base``; not built by default."""
+    kept = tuple(dict.fromkeys((*base.weights.keep_float, *float_layers)))
+    weights = base.weights.model_copy(update={"keep_float": kept})
+    changed = {"name": name, "summary": summary, "default": False, "rung": 0, "weights": weights}
+    found = base.model_copy(update={**changed, "search": None}).model_dump(
+        mode="json", exclude_none=True, exclude_defaults=True
+    )
+    flat = {key: value for key, value in found.items() if not isinstance(value, dict)}
+    tables = {key: value for key, value in found.items() if isinstance(value, dict)}
+    # Integer arithmetic needs the table even where every key has its default.
+    if base.activations is not None:
+        tables["activations"] = base.activations.model_dump(mode="json")
+    if base.calibration is not None:
+        tables["calibration"] = base.calibration.model_dump(mode="json")
+    lines = [f"# Written by `nailtool search` from {base.name}.", *_write_table(flat)]
+    for key, table in tables.items():
+        lines += ["", f"[{key}]", *_write_table(table)]
+    return "\n".join(lines) + "\n"
+
+
+def _write_table(table: Mapping[str, Any]) -> list[str]:
+    # TOML's strings, numbers, booleans and arrays of these are written as JSON writes them.
+    return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
