@@ -61,6 +61,10 @@ def show(
     )
 
 
+RENDERER_HELP = "raster (about 1 CPU-second an image) or photoreal (about 10, with Blender; docs/data.md)."
+BLENDER_HELP = "The Python that has bpy (docs/data.md); default: $NAILTOOL_BLENDER_PYTHON, or this one."
+
+
 @app.command("synth")
 @guarded
 def synth(
@@ -72,32 +76,41 @@ def synth(
     subjects: Annotated[int, typer.Option("--subjects", min=2, help="People among them.")] = 300,
     seed: Annotated[int, typer.Option("--seed", min=0, max=99, help="Another seed, other people.")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", min=1, max=64, help="Worker processes at once.")] = 1,
+    renderer: Annotated[str, typer.Option("--renderer", help=RENDERER_HELP)] = "raster",
+    blender_python: Annotated[
+        Path | None, typer.Option("--blender-python", metavar="PATH", help=BLENDER_HELP)
+    ] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Render labelled hands: the embedded set, or with --count a training set split by person.
 
-    A stopped rendering goes on where it was when the command is given again.
+    A stopped rendering goes on where it was when the command is given again. Both renderers show the
+    same scenes with the same labels.
 
     Example: nailtool data synth --out hands --count 2000 --jobs 2
+
+    Near photographs: nailtool data synth --out looks --count 300 --renderer photoreal
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     from nailcore.data.synth import RenderOrder, make_embedded_set, render_set
-    from nailcore.errors import DataError
+    from nailcore.data.synth.rendered_set import RENDERERS
+    from nailcore.errors import DataError, UnknownNameError
+    from nailtool.count_bar import CountBar
     from nailtool.lock import hold_folder
 
+    chosen = next((name for name in RENDERERS if name == renderer), None)
+    if chosen is None:
+        raise UnknownNameError("renderer", renderer, RENDERERS)
     if count:
-        order = RenderOrder(count=count, subjects=subjects, seed=seed)
-        step = max(1, count // 50)
-        with hold_folder(out):
-            render_set(
-                out,
-                order,
-                jobs=jobs,
-                progress=lambda done, total: (
-                    terminal.note(f"rendered {done} of {total}") if done % step == 0 else None
-                ),
-            )
+        order = RenderOrder(count=count, subjects=subjects, seed=seed, renderer=chosen)
+        with hold_folder(out), CountBar(terminal, "rendered") as bar:
+            render_set(out, order, jobs=jobs, progress=bar, blender_python=blender_python)
+    elif chosen != "raster":
+        raise DataError(
+            f"--renderer {chosen} without --count: how many images?",
+            hint="The embedded set needs no renderer: it ships with the package.",
+        )
     else:
         if out.exists():
             raise DataError(f"{out}: exists already.", hint="Name a folder that does not exist yet.")
