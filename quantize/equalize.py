@@ -1,4 +1,4 @@
-"""Cross-layer equalization: channels that use little of a tensor's 256 levels are scaled up, and down again behind.
+"""Cross-layer equalization: channels that use few of a tensor's levels are scaled up, and down again behind.
 
 Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.1; the
 scales here are chosen for the activations, because weights have a scale per output channel anyway.
@@ -6,6 +6,7 @@ scales here are chosen for the activations, because weights have a scale per out
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nailcore.errors import ConversionError
+from quantize.bounds import bound_convolutions
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
 
 Activation = Literal["none", "relu", "relu6"]
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 CEILING = 6.0  # of ReLU6
-HEADROOM = 1.1  # beyond what calibration images reach, before a scaled channel may meet the ceiling
 MAX_SCALE = 64.0
+STRENGTH = 0.5  # 1 fills every channel's range, and leaves the kernel behind it unequal columns
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,6 @@ class Link:
     def name(self) -> str:
         """How the manifest calls it: its last writer."""
         return self.writers[-1]
-
-
-@dataclass(frozen=True)
-class ChannelReach:
-    """What each channel of a link's tensor held on the calibration images, behind its activation."""
-
-    reach: F32  # (C,) largest magnitude
-    rms: F32  # (C,)
 
 
 def list_links(network: ExportForm) -> list[Link]:
@@ -98,9 +93,10 @@ def _list_branch(branch: nn.Module, path: str, ends: Mapping[str, tuple[str, ...
     for stage in stages[1:]:
         projects[stage], inner[stage] = [], []
         for block, module in branch.get_submodule(stage).named_children():
-            convs = [n for n, m in module.get_submodule("layers").named_children() if isinstance(m, nn.Conv2d)]
-            names = [f"{path}.{stage}.{block}.layers.{n}" for n in convs]
-            links += [Link((a,), "relu6", (b,)) for a, b in zip(names, names[1:], strict=False)]
+            layers = module.get_submodule("layers").named_children()
+            convs = [name for name, layer in layers if isinstance(layer, nn.Conv2d)]
+            names = [f"{path}.{stage}.{block}.layers.{name}" for name in convs]
+            links += [Link((a,), "relu6", (b,)) for a, b in itertools.pairwise(names)]
             if block == "0":
                 firsts[stage] = names[0]
             else:
@@ -115,27 +111,25 @@ def _list_branch(branch: nn.Module, path: str, ends: Mapping[str, tuple[str, ...
 
 def measure_reach(
     network: ExportForm, links: Iterable[Link], images: npt.NDArray[np.uint8]
-) -> dict[str, ChannelReach]:
-    """Per link, what its channels hold on calibration images (N, H, W, 3) uint8 RGB, one image at a time."""
+) -> dict[str, F32]:
+    """Per link, the largest magnitude (C,) its channels have behind their activation, one image at a time.
+
+    Args:
+        images: calibration images (N, H, W, 3) uint8 RGB.
+    """
     import torch
 
-    links = list(links)
-    wanted = {link.readers[0]: link for link in links}
     reach: dict[str, torch.Tensor] = {}
-    squares: dict[str, torch.Tensor] = {}
 
     def watch(link: Link) -> Any:
         def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            x = inputs[0]
-            most, power = x.abs().amax((0, 2, 3)), x.square().mean((0, 2, 3))
+            most = inputs[0].abs().amax((0, 2, 3))
             reach[link.name] = torch.maximum(reach.get(link.name, most), most)
-            squares[link.name] = squares.get(link.name, torch.zeros_like(power)) + power
 
         return hook
 
     handles = [
-        network.get_submodule(reader).register_forward_pre_hook(watch(link))
-        for reader, link in wanted.items()
+        network.get_submodule(link.readers[0]).register_forward_pre_hook(watch(link)) for link in links
     ]
     try:
         with torch.inference_mode():
@@ -144,46 +138,45 @@ def measure_reach(
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        name: ChannelReach(most.numpy(), (squares[name] / len(images)).sqrt().numpy())
-        for name, most in reach.items()
-    }
+    return {name: most.numpy() for name, most in reach.items()}
 
 
-def choose_scales(link: Link, found: ChannelReach, strength: float = 1.0) -> F32:
+def choose_scales(link: Link, reach: F32, ceiling: F64, strength: float = STRENGTH) -> F32:
     """(C,) factors of at least 1 that bring small channels towards the largest one.
 
-    Behind a ReLU6 a factor s is exact only while the channel stays below 6 / s: it is limited so that what
-    calibration images reach stays ``HEADROOM`` below the ceiling, and a channel that reaches it keeps its scale.
+    Args:
+        link: the tensor.
+        reach: (C,) what the channels hold on calibration images.
+        ceiling: (C,) what they can reach at most, before the activation, whatever the image. Behind a ReLU6 a
+            factor s is exact only where the channel stays below 6 / s: none is larger than 6 / ceiling.
+        strength: 0: none; 1: every channel fills the tensor's range.
     """
-    reach = np.maximum(found.reach.astype(np.float64), 1e-12)
     top = float(reach.max())
-    scales = np.minimum((top / reach) ** strength, MAX_SCALE)
+    # A channel that is silent on every image has nothing to gain, and its factor would be noise.
+    silent = reach < 1e-4 * top
+    scales = np.where(silent, 1.0, (top / np.where(silent, 1.0, reach)) ** strength)
     if link.activation == "relu6":
-        scales = np.minimum(scales, CEILING / (reach * HEADROOM))
-    # A channel that is silent on every image has nothing to gain, and its scale would be noise.
-    scales = np.where(found.reach < 1e-4 * top, 1.0, scales)
-    return np.maximum(scales, 1.0).astype(np.float32)
+        # The sum of rounded terms may exceed the bound by a rounding.
+        scales = np.minimum(scales, CEILING / np.maximum(ceiling, 1e-12) * (1 - 1e-6))
+    return np.clip(scales, 1.0, MAX_SCALE).astype(np.float32)
 
 
-def check_guard(link: Link, scales: F32, found: ChannelReach) -> None:
-    """Raises ConversionError when a scaled channel would meet a ReLU6's ceiling where it did not before."""
+def check_guard(link: Link, scales: F32, ceiling: F64) -> None:
+    """Raises ConversionError when a scaled channel could meet a ReLU6's ceiling otherwise than before."""
     if link.activation != "relu6":
         return
-    broken = np.flatnonzero((scales > 1) & (found.reach * scales > CEILING))
+    broken = np.flatnonzero((scales < 1) | ((scales > 1) & (ceiling * scales > CEILING)))
     if broken.size:
         channel = int(broken[0])
         raise ConversionError(
-            f"{link.name}: channel {channel} reaches {found.reach[channel]:.3g}; scaled by "
-            f"{scales[channel]:.3g} it would be clipped at 6 where it was not ({broken.size} channels).",
-            hint="Scale a channel behind a ReLU6 only as far as it stays below 6.",
+            f"{link.name}: channel {channel} can reach {ceiling[channel]:.3g}; scaled by "
+            f"{scales[channel]:.3g}, the ReLU6 behind it would clip it elsewhere ({broken.size} channels).",
+            hint="Scale a channel behind a ReLU6 up only, and only as far as it stays below 6.",
         )
-    if (scales < 1).any():
-        raise ConversionError(f"{link.name}: a channel scaled down meets the ceiling of 6 too late.")
 
 
 def scale_link(network: ExportForm, link: Link, scales: F32) -> None:
-    """Multiply the link's channels by ``scales`` where they are written, divide where they are read, in place."""
+    """Multiply the link's channels where they are written, divide them where they are read, in place."""
     import torch
 
     factor = torch.from_numpy(scales)
@@ -209,27 +202,28 @@ def _find_conv(network: ExportForm, name: str) -> nn.Conv2d:
 
 
 def equalize_layers(
-    network: ExportForm, images: npt.NDArray[np.uint8], strength: float = 1.0
+    network: ExportForm, images: npt.NDArray[np.uint8], strength: float = STRENGTH
 ) -> dict[str, Any]:
-    """Equalize every link, in place; the float function stays the same below the ceilings.
+    """Equalize every link, in place; what the network computes stays the same, proven for every image.
 
     Args:
         network: in export form.
         images: calibration images (N, H, W, 3) uint8 RGB of any one size.
-        strength: 1: every channel fills its tensor's range; 0: nothing.
+        strength: see ``choose_scales``.
 
     Returns:
         for the manifest: links, channels scaled, largest factor.
 
     Raises:
-        ConversionError: a scaled channel would meet a ReLU6's ceiling.
+        ConversionError: a scaled channel could meet a ReLU6's ceiling.
     """
     links = list_links(network)
-    found = measure_reach(network, links, images)
+    reach, bounds = measure_reach(network, links, images), bound_convolutions(network)
     scaled, largest = 0, 1.0
     for link in links:
-        scales = choose_scales(link, found[link.name], strength)
-        check_guard(link, scales, found[link.name])
+        ceiling = bounds[link.name].high.numpy()
+        scales = choose_scales(link, reach[link.name], ceiling, strength)
+        check_guard(link, scales, ceiling)
         scale_link(network, link, scales)
         scaled += int((scales > 1.0).sum())
         largest = max(largest, float(scales.max()))

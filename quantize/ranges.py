@@ -12,6 +12,7 @@ from quantize.recipe import Activations, CalibrationMethod
 
 BINS = 2048
 LEVELS = 256
+ENOUGH_VALUES = 200_000  # of a tensor and image, for its histogram
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
@@ -84,8 +85,10 @@ class Observer:
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     def count(self, values: F32) -> None:
-        """Second pass, over the same images."""
-        self.counts += np.histogram(values, BINS, (self.low, max(self.high, self.low + 1e-12)))[0]
+        """Second pass, over the same images; of large tensors every so many values, evenly."""
+        flat = values.reshape(-1)
+        step = max(1, flat.size // ENOUGH_VALUES) | 1  # odd: rows have even lengths
+        self.counts += np.histogram(flat[::step], BINS, (self.low, max(self.high, self.low + 1e-12)))[0]
 
     def choose(self, method: CalibrationMethod, percentile: float) -> Range:
         """The range a method gives."""
