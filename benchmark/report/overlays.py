@@ -140,6 +140,9 @@ def _encode_jpeg(data: bytes, long_side_px: int) -> tuple[bytes, int, int] | Non
 def load_heatmaps(parity: Sequence[tuple[Path, ParityResult]], log: DamageLog) -> tuple[Heatmap, ...]:
     """Heat-maps of the images that files get most wrong, worst first, few per file and engine.
 
+    Engines that flip the same share of an image of the same file share one: three browsers that run one
+    wasm are three proofs, and one picture.
+
     ``parity``: facts with their own paths; a fact's heat-maps lie in the folder of its name beside it.
     """
     found: list[tuple[float, str, Path, ParityResult, WorstImage]] = []
@@ -147,24 +150,27 @@ def load_heatmaps(parity: Sequence[tuple[Path, ParityResult]], log: DamageLog) -
         worst = sorted(fact.worst_images, key=lambda image: (-image.flipped_permille, image.name))
         for image in [image for image in worst if image.heatmap][:MOST_HEATMAPS_PER_CHECK]:
             found.append((-image.flipped_permille, path.name, path, fact, image))
-    heatmaps: list[Heatmap] = []
+    heatmaps: dict[tuple[str, str, float], Heatmap] = {}
     for _, _, path, fact, image in sorted(found, key=lambda entry: (*entry[:2], entry[4].name)):
+        key = (fact.artifact.label, image.name, image.flipped_permille)
+        if key in heatmaps:
+            shown = heatmaps[key]
+            heatmaps[key] = shown.model_copy(update={"engine": f"{shown.engine}, {fact.engine}"})
+            continue
         if len(heatmaps) == MOST_HEATMAPS:
-            break
+            continue
         data = _read_overlay(path.parent, path.stem, image.heatmap or "", log)
         jpeg = _encode_jpeg(data, LONG_SIDES_PX[2]) if data is not None else None
         if jpeg is not None:
-            heatmaps.append(
-                Heatmap(
-                    label=fact.artifact.label,
-                    engine=fact.engine,
-                    image=image.name,
-                    flipped_permille=image.flipped_permille,
-                    jpeg=jpeg[0],
-                    width_px=jpeg[1],
-                    height_px=jpeg[2],
-                )
+            heatmaps[key] = Heatmap(
+                label=fact.artifact.label,
+                engine=fact.engine,
+                image=image.name,
+                flipped_permille=image.flipped_permille,
+                jpeg=jpeg[0],
+                width_px=jpeg[1],
+                height_px=jpeg[2],
             )
         elif data is not None:
             log.mark_damaged(path.with_suffix("") / (image.heatmap or ""), "not a readable image")
-    return tuple(heatmaps)
+    return tuple(heatmaps.values())

@@ -180,6 +180,29 @@ class EngineGroup:
         return list(found.values())
 
     @property
+    def passed(self) -> int:
+        """How many of its files keep their limits."""
+        return sum(parity.status == "passed" for _, parity in self.rows)
+
+    def find_worst(self, figure: str, *, lowest: bool = False) -> float | None:
+        """The worst value of a figure over all files; None where no file has it."""
+        values = [getattr(parity, figure) for _, parity in self.rows]
+        known = [float(value) for value in values if value is not None]
+        if not known:
+            return None
+        return min(known) if lowest else max(known)
+
+    def find_max_abs(self, recipe: str) -> float | None:
+        """The furthest logit of any file of a recipe; None without one that was executed."""
+        outputs = [o for file, parity in self.rows if file.artifact.recipe == recipe for o in parity.outputs]
+        return max((output.max_abs for output in outputs), default=None)
+
+    @property
+    def recipes(self) -> list[str]:
+        """Recipes of its files, in the files' order."""
+        return list(dict.fromkeys(file.artifact.recipe for file, _ in self.rows))
+
+    @property
     def is_reference(self) -> bool:
         """Whether a file's meaning was computed, and not what its own runtime makes of it."""
         return self.engine == MIL_REFERENCE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,34 @@ def test_everything_that_is_known_is_shown_and_nothing_is_stale(root: Path) -> N
         len(report.heatmaps) == 2
         and report.heatmaps[0].flipped_permille > report.heatmaps[1].flipped_permille
     )
+
+
+def test_the_overview_holds_the_worst_of_each_engine(root: Path) -> None:
+    change(fact_path(root, "parity", FIRST, "tfjs", "fp16"), mask_iou=0.91234, flipped_permille=0.777)
+    report, page = build(root)
+    group = next(g for g in group_engines(join_variants(report)) if g.engine == "chromium-wasm")
+    assert group.find_worst("mask_iou", lowest=True) == 0.91234
+    assert group.find_worst("flipped_permille") == 0.777
+    assert group.find_worst("finger_agreement", lowest=True) == min(
+        p.finger_agreement for _, p in group.rows if p.finger_agreement is not None
+    )
+    assert group.find_max_abs("fp16") == max(
+        o.max_abs for f, p in group.rows if f.artifact.recipe == "fp16" for o in p.outputs
+    )
+    assert group.find_max_abs("no such recipe") is None
+    assert page.text.count("0.9123") == 2  # in the overview, and in its own row
+
+
+def test_engines_that_differ_alike_share_one_heatmap(root: Path) -> None:
+    path = fact_path(root, "parity", FIRST, "tfjs", "fp16")
+    twin = path.with_name(path.name.replace("chromium-wasm", "firefox-wasm"))
+    assert twin != path
+    before = build(root)[0].heatmaps
+    twin.write_text(path.read_text().replace('"chromium-wasm"', '"firefox-wasm"'))
+    shutil.copytree(path.with_suffix(""), twin.with_suffix(""))
+    after = build(root)[0].heatmaps
+    assert {h.engine for h in after if "firefox-wasm" in h.engine} == {"chromium-wasm, firefox-wasm"}
+    assert len(after) == len(before)
 
 
 def test_an_untrained_head_is_bracketed_and_a_trained_one_is_not(root: Path) -> None:
