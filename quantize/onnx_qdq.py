@@ -14,6 +14,7 @@ import numpy.typing as npt
 from nailcore.errors import ConversionError
 from quantize.correct_bias import correct_biases
 from quantize.layer_names import choose_float_layers, list_convolutions
+from quantize.onnx_compact import compact_graph
 from quantize.onnx_ranges import measure_ranges
 from quantize.onnx_rewrite import IMAGE_ZERO, rewrite_graph
 from quantize.ranges import Affine, choose_affine
@@ -73,6 +74,7 @@ def quantize_onnx(
     if rewritten.byte_tensors:
         _drop_centring(quantized, rewritten.byte_tensors[0])
     _shield_float_layers(quantized, keep)
+    compact_graph(quantized)
     return quantized, {
         "ops_before": _count_ops(model),
         "layers_quantized": len(layers) - len(keep.intersection(layers)),
