@@ -33,8 +33,8 @@ def develop(sensor: Sensor, linear: F32, cover: F32) -> RGB8:
 def _balance(rng: np.random.Generator, linear: F32) -> F32:
     """(3,) gains that take away most, not all, of the light's colour."""
     bright = linear.reshape(-1, 3)
-    bright = bright[bright.max(axis=1) < np.percentile(bright.max(axis=1), 97)]
-    mean = bright.mean(axis=0) + 1e-4
+    lesser = bright.max(axis=1) < np.percentile(bright.max(axis=1), 97)
+    mean = (bright[lesser] if lesser.any() else bright).mean(axis=0) + 1e-4
     gains = (mean @ LUMINANCE / mean) ** rng.uniform(0.0, 0.3)
     return np.asarray(np.clip(gains, 0.7, 1.45), dtype=np.float32)
 

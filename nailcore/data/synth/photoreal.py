@@ -121,13 +121,17 @@ class Blender:
         try:
             answer = json.loads(line)
         except json.JSONDecodeError:
-            raise self._describe_end() from None
+            raise self._describe_end(line) from None
         return dict(answer)
 
-    def _describe_end(self) -> MissingToolError:
-        code = self._process.wait(30) if self._process is not None else None
+    def _describe_end(self, line: str = "") -> MissingToolError:
+        """What became of a process that no longer answers, or not what was asked."""
+        if self._process is not None and line:
+            self._process.kill()
+            return MissingToolError(f"{self.python}: Blender answered '{line.strip()[:80]}'.", hint=INSTALL)
+        code = self._process.wait() if self._process is not None else None
         return MissingToolError(
-            f"{self.python}: Blender ended with code {code}.", hint=f"{self._tail()}\n{INSTALL}"
+            f"{self.python}: Blender ended with code {code}.", hint=f"{self._tail()}\n{INSTALL}".strip()
         )
 
     def _tail(self) -> str:

@@ -18,7 +18,7 @@ from nailcore.data.synth.scene import Scene
 from nailcore.data.synth.subdivision import F32
 from nailcore.data.synth.table import Surface, choose_things, lay_surface
 
-SAMPLES = 8
+SAMPLES = 6
 PAINT_PX = (192, 96)  # a nail's painted picture: along, across
 TEXTURE_PX = 1280
 LAMP_MM = 800.0

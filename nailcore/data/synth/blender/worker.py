@@ -56,7 +56,8 @@ def render_job(folder: Path) -> None:
         _add_mesh(number, spec, data, labels=job["labels"])
     if job["labels"]:
         scene.world = bpy.data.worlds.new("none")
-        scene.world.color = (0, 0, 0)
+        scene.world.use_nodes = True
+        scene.world.node_tree.nodes.clear()  # black
     else:
         _light(scene, job)
         if job["surface"]:
