@@ -1,4 +1,4 @@
-"""Target CoreML: an mlprogram with image input, float16 and its float32 sibling."""
+"""Target CoreML: an mlprogram with image input, in float32, in float16, or with compressed weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,13 @@ from nailcore.measure import find_versions, measure_cost
 from nailcore.runtime import Engine, Runner
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
+from quantize.layer_names import choose_float_layers, list_convolutions
+from quantize.palettes import PALETTES, load_tables
+from quantize.prepared import open_prepared
+from quantize.recipe import Recipe
+
+if TYPE_CHECKING:
+    from nailcore.nets.export_form import ExportForm
 
 __all__ = ["ENGINES", "KIND", "PARENT", "SUFFIX", "TOOLS", "check_structure", "convert", "open_runner"]
 
@@ -35,47 +42,30 @@ RUNTIME_TOOLS = ("torch", "coremltools")
 RESOURCES: tuple[str, ...] = ()
 
 
-def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -> Artifact:
-    """Convert the weights at ``parent`` to an iOS 15 mlprogram at ``out``.
+def convert(
+    variant: Variant, recipe: dict[str, Any], parent: Path, out: Path, *, prepared: Path | None = None
+) -> Artifact:
+    """Convert the weights at ``parent`` to an mlprogram at ``out``, loadable from iOS 15 on.
 
+    Compressed weights need iOS 16, palettes with a scale per channel iOS 18; the manifest says which.
     Input: an RGB image of the variant's size. Outputs: float32 logits (1, C, H/4, W/4) by name.
+    ``prepared``: what was prepared for a recipe with calibration images or changed weights.
 
     Raises:
         WeightsError: unusable weights.
+        ArtifactError: what was prepared is damaged.
         ConversionError: coremltools failed or lost an output.
     """
-    import torch
-
-    from nailcore.nets import load_network
-
-    ct = import_coremltools()
-
-    half = recipe.get("compute_dtype") == "float16"
-    shape = (1, 3, variant.height_px, variant.width_px)
+    plan = Recipe.model_validate({"summary": "", "targets": (KIND,), **recipe})
     with measure_cost() as cost, silence_coremltools():
-        network = load_network(variant, parent)
-        traced = torch.jit.trace(network, torch.zeros(shape))  # type: ignore[no-untyped-call]
-        try:
-            model = ct.convert(
-                traced,
-                inputs=[ct.ImageType(INPUT_NAME, shape=shape, color_layout=ct.colorlayout.RGB)],
-                # float32 named outputs even in float16 models: iOS 15 has no float16 arrays.
-                outputs=[ct.TensorType(name=o.name, dtype=np.float32) for o in variant.outputs],
-                minimum_deployment_target=ct.target.iOS15,
-                compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
-                convert_to="mlprogram",
-                skip_model_load=True,
-            )
-        except (ValueError, RuntimeError, NotImplementedError) as error:
-            raise ConversionError(f"{variant.name}: coremltools failed: {error}") from error
+        model, minimum, notes = _make_model(variant, plan, parent, prepared)
         model.short_description = f"Nail segmentation, {variant.name}, logits at 1/{variant.output_stride}"
         with replacing(out) as scratch:
             model.save(str(scratch))
-            _make_deterministic(scratch)
-    structure = describe_ops(out)
+            _make_deterministic(scratch, share=plan.weights_dtype not in ("float32", "float16"))
     made_by = MadeBy(
         versions=find_versions(TOOLS),
-        config={"variant": variant.model_dump(mode="json"), "recipe": recipe, "minimum_target": "iOS15"},
+        config={"variant": variant.model_dump(mode="json"), "recipe": recipe, "minimum_target": minimum},
         parent=parent.name,
         parent_sha256=hash_file(parent),
         cpu_s=cost.cpu_s,
@@ -86,12 +76,12 @@ def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -
         out,
         kind=KIND,
         variant=variant.name,
-        recipe=str(recipe["name"]),
+        recipe=plan.name,
         input_name=INPUT_NAME,
         input_layout="image RGB",
         output_names={o.name: o.name for o in variant.outputs},
         made_by=made_by,
-        structure=structure,
+        structure={**describe_ops(out), **notes},
     )
     lost = [check for check in check_structure(variant, artifact, out) if not check.passed]
     if lost:
@@ -99,11 +89,75 @@ def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -
     return artifact
 
 
-def _make_deterministic(package: Path) -> None:
-    """The same program must make the same bytes: no conversion date, no random identifiers."""
+def _make_model(
+    variant: Variant, recipe: Recipe, parent: Path, folder: Path | None
+) -> tuple[Any, str, dict[str, Any]]:
+    """The converted model, the oldest system that loads it, and notes for the manifest."""
+    from deploy.coreml_compress import attach_tables, find_sizes, name_target, quantize_weights
+    from nailcore.nets import load_network
+
+    prepared = None if folder is None else open_prepared(folder)
+    network = load_network(variant, parent) if prepared is None else prepared.load_network(variant, parent)
+    half = recipe.compute_dtype != "float32"
+    if recipe.weights_dtype.startswith("palette"):
+        if prepared is None:
+            raise ConversionError(f"Recipe '{recipe.name}' needs palettes, and none were prepared.")
+        tables = load_tables(prepared.folder / PALETTES)
+        attach_tables(network, tables)
+        target = name_target(tables)
+        return convert_network(variant, network, target, half=half), target, {"palettes": find_sizes(tables)}
+    model = convert_network(variant, network, "iOS15", half=half)
+    if recipe.weights_dtype != "int8":
+        return model, "iOS15", {}
+    keep = choose_float_layers(
+        (*recipe.weights.keep_float, *(prepared.card.float_layers if prepared else ())),
+        list_convolutions(network),
+    )
+    return quantize_weights(model, [_name_constant(name, half=half) for name in keep]), "iOS16", {}
+
+
+def _name_constant(layer: str, *, half: bool) -> str:
+    """What coremltools calls the kernel of a torch module."""
+    return layer.replace(".", "_") + ("_weight_to_fp16" if half else "_weight")
+
+
+def convert_network(variant: Variant, network: ExportForm, target: str, *, half: bool) -> Any:
+    """Trace and convert an export form as it stands; raises ConversionError when coremltools fails."""
+    import torch
+
+    from deploy.coreml_compress import make_pipeline
+
+    ct = import_coremltools()
+    shape = (1, 3, variant.height_px, variant.width_px)
+    traced = torch.jit.trace(network, torch.zeros(shape))  # type: ignore[no-untyped-call]
+    try:
+        return ct.convert(
+            traced,
+            inputs=[ct.ImageType(INPUT_NAME, shape=shape, color_layout=ct.colorlayout.RGB)],
+            # float32 named outputs even in float16 models: iOS 15 has no float16 arrays.
+            outputs=[ct.TensorType(name=o.name, dtype=np.float32) for o in variant.outputs],
+            minimum_deployment_target=ct.target[target],
+            compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
+            convert_to="mlprogram",
+            skip_model_load=True,
+            pass_pipeline=make_pipeline(),
+        )
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise ConversionError(f"{variant.name}: coremltools failed: {error}") from error
+
+
+def _make_deterministic(package: Path, *, share: bool) -> None:
+    """The same program must make the same bytes: no conversion date, no random identifiers.
+
+    ``share``: say equal constants once, which a small package needs and the others are left without.
+    """
+    from deploy.coreml_compress import share_constants
     from deploy.mil.reader import read_spec
 
     spec, model_file = read_spec(package)
+    if share:
+        function = spec.mlProgram.functions["main"]
+        share_constants(function.block_specializations[function.opset])
     noted = spec.description.metadata.userDefined
     for key in [k for k in noted if k.endswith("conversion_date")]:
         del noted[key]

@@ -34,6 +34,8 @@ class Weights(_Part):
     """output channels that share a scale or table; goes with per-group only"""
     channel_scale: bool = False
     """palettes: output channels are normalised before a table is fitted"""
+    size_ratio: float | None = Field(default=None, gt=0, lt=1)
+    """palettes: bits are spread over the layers so that the file is at most this share of its fp32 form"""
     keep_float: tuple[str, ...] = ()
     """layers that stay in float: torch module names, or prefixes ending in '.'"""
 
@@ -154,10 +156,11 @@ class Recipe(_Part):
                 f"compute_dtype 'int8' with weights_dtype '{self.weights_dtype}': "
                 "integer arithmetic needs weights_dtype 'int8'"
             )
-        if (integer or self.passes.correct_bias) and self.calibration is None:
+        if (integer or self.passes != Passes()) and self.calibration is None:
             raise ValueError(
                 f"compute_dtype '{self.compute_dtype}' and passes.correct_bias {self.passes.correct_bias} "
-                "without [calibration]: integer arithmetic and correct_bias need it"
+                f"and passes.equalize {self.passes.equalize} without [calibration]: integer arithmetic and "
+                "the passes need it"
             )
         self._check_rounding()
         return self
