@@ -13,9 +13,13 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import bpy
-import numpy as np
-from mathutils import Matrix
+# Before Blender is imported: what it prints, then and later, goes to standard error.
+_ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+import bpy  # noqa: E402
+import numpy as np  # noqa: E402
+from mathutils import Matrix  # noqa: E402
 
 if TYPE_CHECKING:
     from nailcore.data.synth.blender import materials, things
@@ -27,11 +31,8 @@ Job = dict[str, Any]
 
 
 def main() -> None:
-    """Answer until standard input ends. Whatever Blender prints goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    version = bpy.app.version_string
-    print(json.dumps({"ready": version}), file=answers, flush=True)
+    """Answer until standard input ends."""
+    print(json.dumps({"ready": bpy.app.version_string}), file=_ANSWERS, flush=True)
     for line in sys.stdin:
         folder = Path(line.rstrip("\n"))
         try:
@@ -40,7 +41,7 @@ def main() -> None:
         except Exception as error:  # the caller decides what becomes of the others
             traceback.print_exc()
             answer = {"failed": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(answer), file=_ANSWERS, flush=True)
 
 
 def render_job(folder: Path) -> None:
