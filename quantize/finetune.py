@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name every reader of torch code expects
@@ -24,11 +25,13 @@ from nailcore.nets.export_form import ExportForm
 from nailcore.variant import Variant
 from quantize.recipe import FineTune
 from quantize.rounding import measure_scale, round_to_integers
+from quantize.sensitivity import check_memory
 from quantize.simulate import Ranges, Scheme, Simulation, as_input, merge_kernels
 
 Report = Callable[[int, int, float], None]  # steps done, steps in all, loss
 WARMUP_STEPS = 10
 CHECKPOINT_EVERY = 50
+HORIZON = 20
 BACKGROUND_WEIGHT = 0.02  # of finger classes and directions outside nails
 
 
@@ -37,7 +40,7 @@ class FineTuned:
     """What a fine-tuning leaves: kernels already on their grids, and how the loss went."""
 
     network: ExportForm
-    first_loss: float
+    first_loss: float  # means over the first and the last ``HORIZON`` steps of this process
     last_loss: float
     steps: int
 
@@ -68,12 +71,12 @@ class LevelKernels(nn.Module):
             self.scales[name] = measure_scale(conv.weight, bits, per_channel=per_channel)
             levels = conv.weight.detach() / self.scales[name]
             self.pinned[name] = levels.abs() > self.outermost - 1e-3
-            self.levels[_key(name)] = nn.Parameter(levels)
+            self.levels[layer_key(name)] = nn.Parameter(levels)
             if conv.bias is not None:
                 low, high = simulation.ranges.get(name, (0.0, 6.0))
                 self.bias_units[name] = (high - low) / 255 or 1.0
                 self.first_bias[name] = conv.bias.detach().clone()
-                self.shifts[_key(name)] = nn.Parameter(torch.zeros_like(conv.bias))
+                self.shifts[layer_key(name)] = nn.Parameter(torch.zeros_like(conv.bias))
 
     def forward(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The rounded kernel and the bias of a convolution as the file holds it, with gradients."""
@@ -86,14 +89,14 @@ class LevelKernels(nn.Module):
         return round_to_integers(kernel / scale) * scale, bias
 
     def _read_levels(self, name: str) -> torch.Tensor:
-        levels = self.levels[_key(name)]
+        levels = self.levels[layer_key(name)]
         inside = torch.where(self.pinned[name], levels.detach(), levels)
         return inside.clamp(-self.outermost, self.outermost)
 
     def _read_bias(self, name: str) -> torch.Tensor | None:
         if name not in self.first_bias:
             return None
-        bias: torch.Tensor = self.first_bias[name] + self.shifts[_key(name)] * self.bias_units[name]
+        bias: torch.Tensor = self.first_bias[name] + self.shifts[layer_key(name)] * self.bias_units[name]
         return bias
 
     def write_to(self, network: ExportForm) -> None:
@@ -110,7 +113,7 @@ class LevelKernels(nn.Module):
                     conv.bias.copy_(bias)
 
 
-def _key(name: str) -> str:
+def layer_key(name: str) -> str:
     """A layer's name as a key of a ParameterDict, which allows no dots."""
     return name.replace(".", "/")
 
@@ -161,38 +164,75 @@ def finetune_quantized(
         WeightsError: the checkpoint is damaged, or of another fine-tuning.
         NailtoolError: the loss or a gradient became NaN; the last good checkpoint is kept.
     """
-    teacher = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    simulation = Simulation(copy.deepcopy(teacher), scheme, ranges)
+    simulation = Simulation(_lay_out(copy.deepcopy(network)), scheme, ranges)
     kernels = LevelKernels(simulation)
-    simulation.trained = kernels
+    identity = {
+        "scheme": repr(sorted(vars(scheme).items(), key=str)),
+        "ranges_sha256": hashlib.sha256(repr(sorted(ranges.items())).encode()).hexdigest(),
+    }
+    course = run_finetuning(
+        Lesson(network, simulation, kernels, variant, dataset, settings, identity), checkpoint, report
+    )
+    kernels.write_to(simulation.network)
+    return FineTuned(simulation.network, *course)
+
+
+class Kernels(Protocol):
+    """What is trained: gives the rounded kernel and the bias of a convolution, with gradients."""
+
+    def __call__(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """By torch module name."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Who learns what from whom, on which images."""
+
+    teacher: ExportForm  # float; not changed
+    simulation: Simulation  # of the network that learns
+    kernels: nn.Module  # its parameters; satisfies ``Kernels``
+    variant: Variant
+    dataset: Dataset
+    settings: FineTune
+    identity: dict[str, str]  # what else must be the same for a checkpoint to be gone on with
+
+
+def run_finetuning(lesson: Lesson, checkpoint: Path, report: Report | None) -> tuple[float, float, int]:
+    """Train ``lesson.kernels`` to the end: first and last loss, and the steps; raises as above."""
+    settings, kernels = lesson.settings, lesson.kernels
+    lesson.simulation.trained = kernels
     optimizer = torch.optim.Adam(kernels.parameters(), lr=settings.lr, betas=(0.9, 0.99))
     state = TrainState(kernels, kernels, optimizer)
     identity = {
+        **lesson.identity,
         "settings": settings.model_dump(mode="json"),
-        "variant": variant.model_dump(mode="json"),
-        "scheme": repr(sorted(vars(scheme).items(), key=str)),
-        "network_sha256": hash_network(network),
-        "ranges_sha256": hashlib.sha256(repr(sorted(ranges.items())).encode()).hexdigest(),
-        "images_sha256": training_part(dataset).describe("train").sha256,
+        "variant": lesson.variant.model_dump(mode="json"),
+        "teacher_sha256": hash_network(lesson.teacher),
+        "network_sha256": hash_network(lesson.simulation.network),
+        "images_sha256": training_part(lesson.dataset).describe("train").sha256,
     }
+    # A step keeps all tensors for the way back, some of them twice.
+    pixels = settings.batch * crop_side(lesson.variant, settings) ** 2
+    passes = 3 * pixels / (lesson.variant.height_px * lesson.variant.width_px)
+    check_memory(lesson.simulation, lesson.variant, passes=passes)
     if checkpoint.exists():
         load_checkpoint(checkpoint, state, identity)
     losses = []
     with _on_one_thread():
-        for loss in _run_steps(
-            state, simulation, teacher, make_batches(dataset, variant, settings), settings
-        ):
+        for loss in _run_steps(state, lesson):
             losses.append(loss)
             if report is not None:
                 report(state.step, settings.steps, loss)
             if state.step % CHECKPOINT_EVERY == 0 and state.step < settings.steps:
                 save_checkpoint(checkpoint, state, identity)
-    kernels.write_to(simulation.network)
     checkpoint.unlink(missing_ok=True)
-    tail = losses[-max(1, len(losses) // 10) :]
-    return FineTuned(
-        simulation.network, losses[0] if losses else math.nan, sum(tail) / max(1, len(tail)), state.step
-    )
+    head, tail = losses[:HORIZON], losses[-HORIZON:]
+    return sum(head) / max(1, len(head)), sum(tail) / max(1, len(tail)), state.step
+
+
+def _lay_out(network: ExportForm) -> ExportForm:
+    """Channels last in memory, which depthwise convolutions like."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 @contextlib.contextmanager
@@ -206,9 +246,9 @@ def _on_one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _run_steps(
-    state: TrainState, simulation: Simulation, teacher: ExportForm, batches: MixedBatches, settings: FineTune
-) -> Iterator[float]:
+def _run_steps(state: TrainState, lesson: Lesson) -> Iterator[float]:
+    settings, teacher = lesson.settings, _lay_out(copy.deepcopy(lesson.teacher))
+    batches = make_batches(lesson.dataset, lesson.variant, settings)
     while state.step < settings.steps:
         batch = batches[state.step]
         images = as_input(batch.images)
@@ -216,7 +256,7 @@ def _run_steps(
             wanted = teacher(images)
         for group in state.optimizer.param_groups:
             group["lr"] = settings.lr * _learning_rate_factor(state.step, settings.steps)
-        found = simulation(images)
+        found = lesson.simulation(images)
         loss = measure_distance(found, wanted, teacher.names)
         if settings.label_weight:
             loss = loss + settings.label_weight * _measure_labels(found, teacher.names, batch)
@@ -267,10 +307,16 @@ def training_part(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def crop_side(variant: Variant, settings: FineTune) -> int:
+    """Pixels: as asked for, but no more than the network will see."""
+    return min(settings.crop_px, variant.height_px, variant.width_px)
+
+
 def make_batches(dataset: Dataset, variant: Variant, settings: FineTune) -> MixedBatches:
     """Crops of the training part about the size the network will see, by the number of the step."""
-    crop_px = min(settings.crop_px, variant.height_px, variant.width_px)
-    augment = AugmentConfig(crop_px=crop_px, long_side_px=max(variant.height_px, variant.width_px))
+    augment = AugmentConfig(
+        crop_px=crop_side(variant, settings), long_side_px=max(variant.height_px, variant.width_px)
+    )
     phases = (Phase(steps=settings.steps, shares=(1.0,)),)
     return MixedBatches([PhotoStore(training_part(dataset))], phases, settings.batch, augment, settings.seed)
 

@@ -18,6 +18,7 @@ from quantize.recipe import Calibration, Recipe
 
 if TYPE_CHECKING:
     from nailcore.nets.export_form import ExportForm
+    from quantize.finetune import FineTuned
     from quantize.search import SearchResult
     from quantize.simulate import Simulation
 
@@ -48,7 +49,7 @@ def finetune_network(  # noqa: PLR0917 - the order of the pipeline
         DataError: no usable training part.
         NailtoolError: the recipe's storage cannot be trained, or the loss became NaN.
     """
-    from quantize.finetune import finetune_quantized, training_part
+    from quantize.finetune import finetune_quantized
     from quantize.simulate import Scheme, list_layers, list_steps, observe_ranges
 
     settings = recipe.finetune
@@ -72,12 +73,55 @@ def finetune_network(  # noqa: PLR0917 - the order of the pipeline
         checkpoint=checkpoint,
         report=lambda done, total, _loss: progress(done, total),
     )
-    described = training_part(dataset).describe("train")
-    return tuned.network, {
+    return tuned.network, _describe(tuned, dataset)
+
+
+def finetune_tables(  # noqa: PLR0917 - the order of the pipeline
+    teacher: ExportForm,
+    network: ExportForm,
+    variant: Variant,
+    recipe: Recipe,
+    dataset: Dataset,
+    tables: Path,
+    checkpoint: Path,
+    progress: Progress,
+) -> tuple[ExportForm, dict[str, Any]]:
+    """The network after the recipe's fine-tuning of the palettes at ``tables``, which are rewritten; a note.
+
+    Args:
+        teacher: the float network; it is not changed.
+        network: as it stands with the palettes.
+        variant, recipe, dataset, checkpoint, progress: as ``finetune_network``, and raises as it.
+        tables: file of ``quantize.palettes.save_tables``.
+    """
+    from quantize.finetune_palettes import finetune_palettes
+    from quantize.palettes import load_tables, save_tables
+
+    settings = recipe.finetune
+    if settings is None:
+        raise NailtoolError(f"Recipe '{recipe.name}' has no [finetune].")
+    tuned, found = finetune_palettes(
+        teacher,
+        network,
+        load_tables(tables),
+        variant=variant,
+        dataset=dataset,
+        settings=settings,
+        checkpoint=checkpoint,
+        report=lambda done, total, _loss: progress(done, total),
+    )
+    save_tables(tables, found)
+    return tuned.network, _describe(tuned, dataset)
+
+
+def _describe(tuned: FineTuned, dataset: Dataset) -> dict[str, Any]:
+    from quantize.finetune import training_part
+
+    return {
         "steps": tuned.steps,
         "first_loss": tuned.first_loss,
         "last_loss": tuned.last_loss,
-        "images": described.model_dump(mode="json"),
+        "images": training_part(dataset).describe("train").model_dump(mode="json"),
     }
 
 
