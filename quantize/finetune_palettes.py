@@ -20,19 +20,24 @@ from quantize.palettes import Table, to_half
 from quantize.recipe import FineTune
 from quantize.simulate import Scheme, Simulation
 
-# A whole learning rate moves an entry by the distance between two, on average, and a scale by this share.
-SCALE_UNIT = 1 / 32
+SCALE_UNIT = 1 / 32  # share of a scale
 BIAS_UNIT = 6 / 255  # a level of what a ReLU6 lets through
 
 
 class TableKernels(nn.Module):
-    """Kernels as entries of tables: a gradient reaches an entry from every weight that it stands for."""
+    """Kernels as entries of tables: a gradient reaches an entry from every weight that it stands for.
+
+    The unit in which an entry moves is the mean distance between two, divided by the root of how many
+    weights move along: so many small errors in step add up to what as many independent ones of a whole
+    unit do.
+    """
 
     def __init__(self, network: ExportForm, tables: Mapping[str, Table]) -> None:
         super().__init__()
         self.tables = dict(tables)
         self.places: dict[str, torch.Tensor] = {}  # (O, D): of the table and the entry, flat
         self.units: dict[str, torch.Tensor] = {}
+        self.stretch_unit: dict[str, float] = {}
         self.first: dict[str, torch.Tensor] = {}
         self.scales: dict[str, torch.Tensor] = {}
         self.biases: dict[str, torch.Tensor] = {}
@@ -42,12 +47,15 @@ class TableKernels(nn.Module):
             owner = np.repeat(np.arange(groups), outputs // groups)[:, None] * count
             self.places[name] = torch.from_numpy(owner + table.indices.reshape(outputs, -1).astype(np.int64))
             first = torch.from_numpy(table.entries.copy())
+            members = table.indices.size / first.numel()
             spread = (first.amax(1, keepdim=True) - first.amin(1, keepdim=True)) / count
+            spread = spread / max(1.0, members) ** 0.5
             self.units[name] = torch.where(spread > 0, spread, torch.ones_like(spread))
             self.first[name] = first
             self.entries[layer_key(name)] = nn.Parameter(torch.zeros_like(first))
             if table.scale is not None:
                 self.scales[name] = torch.from_numpy(table.scale.copy())
+                self.stretch_unit[name] = SCALE_UNIT / (table.indices.size / outputs) ** 0.5
                 self.stretch[layer_key(name)] = nn.Parameter(torch.zeros(outputs))
             bias = network.get_submodule(name).bias
             if isinstance(bias, torch.Tensor):
@@ -68,7 +76,7 @@ class TableKernels(nn.Module):
         entries = _as_half(self.first[name] + self.entries[key] * self.units[name])
         if name not in self.scales:
             return entries, None
-        return entries, _as_half(self.scales[name] * (1 + self.stretch[key] * SCALE_UNIT))
+        return entries, _as_half(self.scales[name] * (1 + self.stretch[key] * self.stretch_unit[name]))
 
     def read_bias(self, name: str) -> torch.Tensor | None:
         """The bias; None where there is none."""
