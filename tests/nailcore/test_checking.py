@@ -17,8 +17,7 @@ from nailcore.data.copies import find_copies, hash_photo, join_groups
 from nailcore.data.folder import open_dataset
 from nailcore.data.labels import ImageRecord, MachineMade, NailRecord
 from nailcore.data.shapes import encode_rle
-from nailcore.data.synth import make_embedded_set
-from nailcore.data.synth.embedded import SEEDS
+from nailcore.data.synth import draw_few
 from nailcore.errors import DataError
 from tests.nailcore import foreign_files as files
 
@@ -280,7 +279,7 @@ def test_a_folder_that_cannot_be_read_at_all_is_an_error(tmp_path: Path, content
 
 
 def test_rendered_hands_pass(tmp_path: Path) -> None:
-    make_embedded_set(tmp_path / "hands", seeds=SEEDS[4:6])
+    draw_few(tmp_path / "hands", (21, 23))
     report = check_folder(tmp_path / "hands")
     assert not report.problems, report.problems
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import model_zoo
-from nailcore.data.synth import make_embedded_set
-from nailcore.data.synth.embedded import SEEDS
+from nailcore.data.synth import draw_few
 from nailcore.errors import BusyError, NailtoolError, UnknownNameError, WeightsError
 from nailcore.facts import WeightsFacts, read_fact
 from nailcore.nets import load_network
@@ -144,7 +143,7 @@ def test_sets_are_mixed_by_phases_cut_into_folds_and_stopped_by_the_clock(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hands = tmp_path / "hands"
-    make_embedded_set(hands, seeds=SEEDS[:2], width_px=160, height_px=120)
+    draw_few(hands, (5, 9), width_px=160, height_px=120)
     stems = sorted(path.stem for path in (hands / "images").iterdir())
     groups = {stem: [stem] for stem in stems}
     split = {"dataset": "hands", "note": "", "groups": groups, "held_out": [stems[1]]}
@@ -159,7 +158,7 @@ def test_sets_are_mixed_by_phases_cut_into_folds_and_stopped_by_the_clock(
     facts = read_fact(tmp_path / "out" / "nail43-288.json", WeightsFacts)
     assert facts.heads_trained == ("fgbg", "finger", "direction") and facts.weights == "nail43-288"
     assert [s.name for s in facts.sources] == [
-        "embedded synthetic hands train",
+        "rasterised synthetic hands train",
         f"{photos.name} fold 2/2 train",
     ]
     assert facts.trained_on.count == 2 and not facts.trained_on.synthetic

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from nailcore.data.folder import Dataset, open_dataset
-from nailcore.data.synth import make_embedded_set
-from nailcore.data.synth.embedded import SEEDS
+from nailcore.data.synth import draw_few
 from nailcore.errors import DataError, NailtoolError, WeightsError
 from quantize import finetune
 from quantize.finetune import (
@@ -32,7 +31,7 @@ SETTINGS = FineTune(steps=6, batch=2, crop_px=64, lr=0.02)
 @pytest.fixture(scope="module")
 def hands(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("hands") / "set"
-    make_embedded_set(folder, seeds=SEEDS[:2])
+    draw_few(folder, (5, 9))
     return open_dataset(folder)
 
 
