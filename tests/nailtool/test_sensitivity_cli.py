@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nailcore.data.synth import make_embedded_set
-from nailcore.data.synth.embedded import SEEDS
+from nailcore.data.synth import draw_few
 from nailcore.facts import read_fact
 from nailtool.sensitivity import SensitivityRequest, measure_sensitivity, result_path
 from quantize import find_recipe, load_recipe
@@ -26,7 +25,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 @pytest.fixture(scope="module")
 def hands(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hands") / "set"
-    make_embedded_set(folder, seeds=SEEDS[:2])
+    draw_few(folder, (5, 9))
     return folder
 
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from nailcore.data.folder import Dataset, Sample, open_dataset
-from nailcore.data.synth import make_embedded_set
-from nailcore.data.synth.embedded import SEEDS
+from nailcore.data.synth import draw_few
 from nailcore.errors import MissingToolError
 from nailcore.facts import ImageSet
 from nailcore.measure import describe_machine
@@ -30,7 +29,7 @@ COARSE = Scheme(weight_bits=5, activation_bits=8)
 @pytest.fixture(scope="module")
 def hands(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("hands") / "set"
-    make_embedded_set(folder, seeds=SEEDS[:2])
+    draw_few(folder, (5, 9))
     return open_dataset(folder)
 
 

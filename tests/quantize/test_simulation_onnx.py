@@ -13,8 +13,7 @@ import torch
 from deploy.onnx import _export
 from model_zoo import find_variant, weights_path
 from nailcore.data.folder import open_dataset
-from nailcore.data.synth import make_embedded_set
-from nailcore.data.synth.embedded import SEEDS
+from nailcore.data.synth import draw_few
 from nailcore.nets import load_network
 from nailcore.nets.export_form import ExportForm
 from nailcore.preprocess import letterbox
@@ -33,7 +32,7 @@ F32 = npt.NDArray[np.float32]
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> npt.NDArray[np.uint8]:
     folder = tmp_path_factory.mktemp("hands") / "set"
-    make_embedded_set(folder, seeds=SEEDS[:3])
+    draw_few(folder, (5, 9, 16))
     size = (VARIANT.height_px, VARIANT.width_px)
     return np.stack([letterbox(s.load_image(), *size) for s in open_dataset(folder).samples])
 
