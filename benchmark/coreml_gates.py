@@ -92,16 +92,16 @@ class _Case:
     sibling: Path
     built: bool  # the sibling was converted for this check
     samples: tuple[Sample, ...]
-    network: ExportForm
+    network: ExportForm  # the trained one
+    prepared: ExportForm | None  # what a recipe's passes made of it: then the sibling is of this one
 
     def reference(self, image: npt.NDArray[np.uint8]) -> Logits:
-        """The torch network on one (H, W, 3) RGB image."""
-        import torch
+        """The trained network on one (H, W, 3) RGB image."""
+        return _run_torch(self.network, image)
 
-        x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).float()
-        with torch.inference_mode():
-            values = self.network(x)
-        return {name: value.numpy() for name, value in zip(self.network.names, values, strict=True)}
+    def converted(self, image: npt.NDArray[np.uint8]) -> Logits:
+        """The network that was converted, on one (H, W, 3) RGB image."""
+        return _run_torch(self.prepared or self.network, image)
 
     def execute(self, model: MilModel, image: npt.NDArray[np.uint8], **options: Any) -> Logits:
         """A package on one image, outputs by our names."""
@@ -116,6 +116,15 @@ class _Case:
         """Letterboxed photographs, one in memory at a time."""
         for sample in self.samples[:limit]:
             yield sample.name, letterbox(sample.load_image(), self.variant.height_px, self.variant.width_px)
+
+
+def _run_torch(network: ExportForm, image: npt.NDArray[np.uint8]) -> Logits:
+    import torch
+
+    x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).float()
+    with torch.inference_mode():
+        values = network(x)
+    return {name: value.numpy() for name, value in zip(network.names, values, strict=True)}
 
 
 def check_gates(  # noqa: PLR0917 - the same six things every target's gates are given
@@ -140,17 +149,21 @@ def check_gates(  # noqa: PLR0917 - the same six things every target's gates are
     Raises:
         DataError: no photographs.
         WeightsError: the weights cannot be used.
+        ArtifactError: what the package was converted from is missing or is another by now.
     """
     if not samples:
         raise DataError("The gates of CoreML need at least one photograph.")
     with tempfile.TemporaryDirectory(prefix="nailtool-sibling-") as scratch:
         built = False
+        prepared = _load_prepared(variant, artifact, path, weights)
         if artifact.recipe == "fp32":
             sibling = path
+        elif prepared is not None:
+            sibling, built = _convert_prepared(variant, prepared, Path(scratch)), True
         elif sibling is None or not sibling.exists():
             sibling, built = _build_sibling(variant, weights, Path(scratch)), True
         network = _load_network(variant, weights, hash_file(weights))
-        case = _Case(variant, artifact, path, sibling, built, tuple(samples), network)
+        case = _Case(variant, artifact, path, sibling, built, tuple(samples), network, prepared)
         return [
             _guard("semantics", _check_semantics, case),
             _guard("identity", _check_identity, case),
@@ -164,6 +177,34 @@ def _load_network(variant: Variant, weights: Path, _weights_sha256: str) -> Expo
     from nailcore.nets import load_network
 
     return load_network(variant, weights)
+
+
+def _load_prepared(variant: Variant, artifact: Artifact, path: Path, weights: Path) -> ExportForm | None:
+    """The network a recipe's passes made, from the folder it was converted from; None without one.
+
+    Raises:
+        ArtifactError: that folder is gone, or is another by now.
+    """
+    from quantize.prepared import open_prepared
+
+    digest = artifact.made_by.config.get("prepared_sha256")
+    if digest is None:
+        return None
+    folder = path.parent.parent / "prepared" / f"{artifact.variant}.{artifact.recipe}"
+    hint = "Run `nailtool build-variants`; both will be made again."
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: what {artifact.label} was converted from is missing.", hint=hint)
+    if hash_path(folder) != digest:
+        raise ArtifactError(f"{folder}: is not what {artifact.label} was converted from.", hint=hint)
+    return open_prepared(folder).load_network(variant, weights)
+
+
+def _convert_prepared(variant: Variant, network: ExportForm, scratch: Path) -> Path:
+    from deploy.coreml import convert_sibling
+
+    path = scratch / f"{variant.name}.prepared.mlpackage"
+    convert_sibling(variant, network, path)
+    return path
 
 
 def _build_sibling(variant: Variant, weights: Path, scratch: Path) -> Path:
@@ -187,6 +228,8 @@ def _guard(name: str, check: Any, case: _Case) -> Gate:
 def _describe_sibling(case: _Case) -> str:
     if case.sibling == case.path:
         return "the file itself"
+    if case.prepared is not None:
+        return "a float32 sibling of the network with rounded weights"
     return "a sibling converted for this check" if case.built else case.sibling.name
 
 
@@ -199,7 +242,7 @@ def _check_semantics(case: _Case) -> Gate:
     pattern = make_pattern(case.variant.height_px, case.variant.width_px)
     worst: dict[str, tuple[float, str]] = {}
     for name, image in [*case.photos(SEMANTICS_PHOTOS), (PATTERN, pattern)]:
-        reference, found = case.reference(image), case.execute(model, image, precision="fp32")
+        reference, found = case.converted(image), case.execute(model, image, precision="fp32")
         for output, expected in reference.items():
             if output not in found or found[output].shape != expected.shape:
                 raise ConversionError(f"{case.sibling.name}: output '{output}' is missing or misshapen.")
@@ -224,7 +267,8 @@ def _check_identity(case: _Case) -> Gate:
     shipped = open_package(case.path)
     sibling = shipped if case.sibling == case.path else open_package(case.sibling)
     findings = compare_packages(shipped, sibling)
-    tensors = {name: tensor.numpy() for name, tensor in case.network.state_dict().items()}
+    network = case.prepared or case.network
+    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     foreign = find_foreign_weights(sibling, tensors)
     problems = []
     if hash_path(case.path) != case.artifact.sha256:

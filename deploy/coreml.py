@@ -16,9 +16,8 @@ from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError, ConversionError, UnknownNameError
 from nailcore.measure import find_versions, measure_cost
 from nailcore.runtime import Engine, Runner
-from nailcore.storage import hash_file, replacing
+from nailcore.storage import hash_file, hash_path, replacing
 from nailcore.variant import Variant
-from quantize.layer_names import choose_float_layers, list_convolutions
 from quantize.palettes import PALETTES, load_tables
 from quantize.prepared import open_prepared
 from quantize.recipe import Recipe
@@ -59,13 +58,18 @@ def convert(
     plan = Recipe.model_validate({"summary": "", "targets": (KIND,), **recipe})
     with measure_cost() as cost, silence_coremltools():
         model, minimum, notes = _make_model(variant, plan, parent, prepared)
-        model.short_description = f"Nail segmentation, {variant.name}, logits at 1/{variant.output_stride}"
+        model.short_description = _describe(variant)
         with replacing(out) as scratch:
             model.save(str(scratch))
             _make_deterministic(scratch, share=plan.weights_dtype not in ("float32", "float16"))
     made_by = MadeBy(
         versions=find_versions(TOOLS),
-        config={"variant": variant.model_dump(mode="json"), "recipe": recipe, "minimum_target": minimum},
+        config={
+            "variant": variant.model_dump(mode="json"),
+            "recipe": recipe,
+            "minimum_target": minimum,
+            **({} if prepared is None else {"prepared_sha256": hash_path(prepared)}),
+        },
         parent=parent.name,
         parent_sha256=hash_file(parent),
         cpu_s=cost.cpu_s,
@@ -89,36 +93,42 @@ def convert(
     return artifact
 
 
+def convert_sibling(variant: Variant, network: ExportForm, out: Path) -> None:
+    """Write a network as it stands, in float32: what a smaller package of it is proven against.
+
+    Raises:
+        ConversionError: coremltools failed.
+    """
+    with silence_coremltools():
+        model = convert_network(variant, network, "iOS15", half=False)
+        model.short_description = _describe(variant)
+        with replacing(out) as scratch:
+            model.save(str(scratch))
+            _make_deterministic(scratch, share=False)
+
+
+def _describe(variant: Variant) -> str:
+    return f"Nail segmentation, {variant.name}, logits at 1/{variant.output_stride}"
+
+
 def _make_model(
     variant: Variant, recipe: Recipe, parent: Path, folder: Path | None
 ) -> tuple[Any, str, dict[str, Any]]:
     """The converted model, the oldest system that loads it, and notes for the manifest."""
-    from deploy.coreml_compress import attach_tables, find_sizes, name_target, quantize_weights
+    from deploy.coreml_compress import attach_tables, find_sizes, name_target
     from nailcore.nets import load_network
 
     prepared = None if folder is None else open_prepared(folder)
     network = load_network(variant, parent) if prepared is None else prepared.load_network(variant, parent)
     half = recipe.compute_dtype != "float32"
-    if recipe.weights_dtype.startswith("palette"):
-        if prepared is None:
-            raise ConversionError(f"Recipe '{recipe.name}' needs palettes, and none were prepared.")
-        tables = load_tables(prepared.folder / PALETTES)
-        attach_tables(network, tables)
-        target = name_target(tables)
-        return convert_network(variant, network, target, half=half), target, {"palettes": find_sizes(tables)}
-    model = convert_network(variant, network, "iOS15", half=half)
-    if recipe.weights_dtype != "int8":
-        return model, "iOS15", {}
-    keep = choose_float_layers(
-        (*recipe.weights.keep_float, *(prepared.card.float_layers if prepared else ())),
-        list_convolutions(network),
-    )
-    return quantize_weights(model, [_name_constant(name, half=half) for name in keep]), "iOS16", {}
-
-
-def _name_constant(layer: str, *, half: bool) -> str:
-    """What coremltools calls the kernel of a torch module."""
-    return layer.replace(".", "_") + ("_weight_to_fp16" if half else "_weight")
+    if recipe.weights_dtype in ("float32", "float16"):
+        return convert_network(variant, network, "iOS15", half=half), "iOS15", {}
+    if prepared is None:
+        raise ConversionError(f"Recipe '{recipe.name}' needs rounded weights, and none were prepared.")
+    tables = load_tables(prepared.folder / PALETTES)
+    attach_tables(network, tables)
+    target = name_target(tables)
+    return convert_network(variant, network, target, half=half), target, {"kernels": find_sizes(tables)}
 
 
 def convert_network(variant: Variant, network: ExportForm, target: str, *, half: bool) -> Any:

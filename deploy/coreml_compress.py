@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deploy.coremltools_import import import_coremltools
 from nailcore.errors import ConversionError
+from quantize.palettes import Codes, Table
 
 if TYPE_CHECKING:
     from nailcore.nets.export_form import ExportForm
-    from quantize.palettes import Table
 
-# Below this many values a decompression costs more bytes and time than it saves.
-MIN_VALUES = 1024
 # It writes a scale per output channel into the table: one table per channel, larger than what it replaces.
 _HARMFUL_PASS = "common::canonicalize_quantized_lut_pattern"  # noqa: S105
 
 
-def attach_tables(network: ExportForm, tables: Mapping[str, Table]) -> None:
+def attach_tables(network: ExportForm, tables: Mapping[str, Table | Codes]) -> None:
     """Tell coremltools' converter, by buffers beside each kernel, which table it is made of.
 
     Kernels become the tables' values, in place.
@@ -39,6 +37,16 @@ def attach_tables(network: ExportForm, tables: Mapping[str, Table]) -> None:
                 hint="Run `nailtool build-variants`; it will be made again.",
             )
         layer.weight.data = torch.from_numpy(table.values)
+        if isinstance(table, Codes):
+            layer.register_buffer("_COREML_/weight/compression_type", torch.tensor([3]))  # linear codes
+            layer.register_buffer("_COREML_/weight/quantization_n_bits", torch.tensor(8))
+            layer.register_buffer(
+                "_COREML_/weight/quantization_scale", torch.from_numpy(table.scale[:, None])
+            )
+            layer.register_buffer(
+                "_COREML_/weight/zero_point", torch.zeros(len(table.scale), 1, dtype=torch.int8)
+            )
+            continue
         groups, count = table.entries.shape
         layer.register_buffer("_COREML_/weight/compression_type", torch.tensor([2]))  # a palette
         layer.register_buffer(
@@ -58,29 +66,13 @@ def make_pipeline() -> Any:
     return pipeline
 
 
-def name_target(tables: Mapping[str, Table]) -> str:
+def name_target(tables: Mapping[str, Table | Codes]) -> str:
     """The oldest system that reads the tables: groups, scales and 3-bit indices are iOS 18's."""
     newer = any(
-        table.scale is not None or len(table.entries) > 1 or table.bits == 3 for table in tables.values()
+        isinstance(table, Table) and (table.scale is not None or len(table.entries) > 1 or table.bits == 3)
+        for table in tables.values()
     )
     return "iOS18" if newer else "iOS16"
-
-
-def quantize_weights(model: Any, float_weights: Collection[str]) -> Any:
-    """8-bit codes with one scale per output channel for every kernel of ``MIN_VALUES`` values or more.
-
-    Args:
-        model: a converted MLModel.
-        float_weights: names of constants in it that stay as they are.
-    """
-    optimize = import_coremltools().optimize.coreml
-    config = optimize.OptimizationConfig(
-        global_config=optimize.OpLinearQuantizerConfig(
-            mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=MIN_VALUES
-        ),
-        op_name_configs=dict.fromkeys(float_weights),
-    )
-    return optimize.linear_quantize_weights(model, config)
 
 
 def share_constants(block: Any) -> None:
@@ -119,7 +111,8 @@ def share_constants(block: Any) -> None:
     block.operations.extend(copies)
 
 
-def find_sizes(tables: Mapping[str, Table]) -> dict[str, int]:
+def find_sizes(tables: Mapping[str, Table | Codes]) -> dict[str, int]:
     """How many kernels have indices of how many bits, for the manifest."""
-    bits, counts = np.unique([table.bits for table in tables.values()], return_counts=True)
+    widths = [table.bits if isinstance(table, Table) else 8 for table in tables.values()]
+    bits, counts = np.unique(widths, return_counts=True)
     return {f"{bit}-bit": int(count) for bit, count in zip(bits, counts, strict=True)}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from quantize.layer_names import list_convolutions
-from quantize.palettes import F64, Table, find_group_size, fit_entries, normalise, to_half
+from quantize.palettes import F64, Codes, Table, find_group_size, fit_entries, normalise, to_half
 
 if TYPE_CHECKING:
     from nailcore.nets.export_form import ExportForm
@@ -72,7 +72,7 @@ def _read_padding(conv: nn.Conv2d) -> tuple[int, int]:
 def measure_statistics(network: ExportForm, images: torch.Tensor, *, seed: int = 0) -> Statistics:
     """Curvature, influence on the nail logits and mean output of every convolution, in float.
 
-    ``images``: (N, 3, H, W) RGB 0..255. Gradients are of random mixtures of the logits' margins, one per image.
+    ``images``: (N, 3, H, W) RGB 0..255. Gradients are of random mixtures of the logits' margins.
     """
     found = Statistics()
     layers = list_convolutions(network)
@@ -254,11 +254,16 @@ def _refit(  # noqa: PLR0917
     return refitted
 
 
-def round_linear(kernel: torch.Tensor) -> torch.Tensor:
-    """A kernel (O, I, kh, kw) at its 8-bit codes' values; the largest weight of a channel has the code 127."""
-    scale = kernel.abs().amax((1, 2, 3), keepdim=True) / 127
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return (kernel / scale).round() * scale
+def fit_codes(kernel: npt.NDArray[np.float32], curvature: F64) -> Codes:
+    """A kernel (O, I, kh, kw) in 8-bit codes, rounded as ``fit_layer`` rounds."""
+    outputs = len(kernel)
+    flat = np.asarray(kernel, np.float64).reshape(outputs, -1)
+    scale = to_half(np.abs(flat).max(1) / 127).astype(np.float64)
+    scale = np.where(scale > 0, scale, 1.0)
+    factor = _factorise(curvature if curvature.ndim == 3 else curvature[None])
+    levels = np.arange(-127, 128, dtype=np.float64)[None]
+    indices = _round_rows(flat, factor, levels, scale, outputs) - 127
+    return Codes(indices.astype(np.int8).reshape(kernel.shape), scale.astype(np.float32))
 
 
 def round_layers(
@@ -266,13 +271,13 @@ def round_layers(
     images: torch.Tensor,
     choices: Mapping[str, Choice | Linear],
     statistics: Statistics,
-) -> dict[str, Table]:
-    """Round the kernels named in ``choices``, in place, in order of execution; returns the palettes.
+) -> dict[str, Table | Codes]:
+    """Round the kernels named in ``choices``, in place, in order of execution; returns what they became.
 
     Each palette is fitted to the activations that the layers rounded before it give, and every bias, also of
     layers that keep their kernel, to the mean output of the float network.
     """
-    tables: dict[str, Table] = {}
+    tables: dict[str, Table | Codes] = {}
     layers = list_convolutions(network)
     handles = []
     for name, conv in layers.items():
@@ -280,12 +285,13 @@ def round_layers(
         def replace(conv: nn.Module, args: tuple[torch.Tensor, ...], name: str = name) -> None:
             assert isinstance(conv, nn.Conv2d)  # noqa: S101
             choice = choices.get(name)
-            if isinstance(choice, Linear):
-                conv.weight.copy_(round_linear(conv.weight))
-            elif choice is not None:
-                curvature = measure_curvature(conv, args[0])
-                kernel = conv.weight.detach().numpy()
-                tables[name] = fit_layer(kernel, curvature, statistics.influence[name], choice)
+            if choice is not None:
+                curvature, kernel = measure_curvature(conv, args[0]), conv.weight.detach().numpy()
+                tables[name] = (
+                    fit_codes(kernel, curvature)
+                    if isinstance(choice, Linear)
+                    else fit_layer(kernel, curvature, statistics.influence[name], choice)
+                )
                 conv.weight.copy_(torch.from_numpy(tables[name].values))
             else:
                 conv.weight.copy_(conv.weight.half().float())

@@ -45,6 +45,19 @@ class Table:
         return np.asarray(found, np.float32).reshape(self.indices.shape)
 
 
+@dataclass(frozen=True)
+class Codes:
+    """A kernel as 8-bit codes with a scale per output channel, no zero point."""
+
+    indices: npt.NDArray[np.int8]  # (O, I, kh, kw), -127..127
+    scale: F32  # (O,), float16 numbers
+
+    @property
+    def values(self) -> F32:
+        """The kernel (O, I, kh, kw)."""
+        return np.asarray(self.indices * self.scale[:, None, None, None], np.float32)
+
+
 def to_half(values: npt.ArrayLike) -> F32:
     """Rounded to float16, in float32."""
     return np.asarray(values).astype(np.float16).astype(np.float32)
@@ -124,31 +137,36 @@ def fit_table(
     return Table(indices.reshape(kernel.shape), np.stack(entries), scale)
 
 
-def save_tables(path: Path, tables: Mapping[str, Table]) -> None:
+def save_tables(path: Path, tables: Mapping[str, Table | Codes]) -> None:
     """Write tables by layer name."""
     from safetensors.numpy import save_file
 
     stored: dict[str, npt.NDArray[np.generic]] = {}
     for name, table in tables.items():
-        stored[f"{name}/indices"], stored[f"{name}/entries"] = table.indices, table.entries
+        stored[f"{name}/indices"] = table.indices
+        if isinstance(table, Table):
+            stored[f"{name}/entries"] = table.entries
         if table.scale is not None:
             stored[f"{name}/scale"] = table.scale
     save_file(dict(sorted(stored.items())), str(path))
 
 
-def load_tables(path: Path) -> dict[str, Table]:
+def load_tables(path: Path) -> dict[str, Table | Codes]:
     """Tables by layer name; raises ArtifactError when they are missing or damaged."""
     from safetensors.numpy import load_file
 
+    found: dict[str, Table | Codes] = {}
     try:
         stored = load_file(str(path))
-        names = sorted({key.rpartition("/")[0] for key in stored})
-        return {
-            name: Table(stored[f"{name}/indices"], stored[f"{name}/entries"], stored.get(f"{name}/scale"))
-            for name in names
-        }
+        for name in sorted({key.rpartition("/")[0] for key in stored}):
+            indices, scale = stored[f"{name}/indices"], stored.get(f"{name}/scale")
+            if f"{name}/entries" in stored:
+                found[name] = Table(indices, stored[f"{name}/entries"], scale)
+            else:
+                found[name] = Codes(indices, stored[f"{name}/scale"])
     except Exception as error:  # safetensors raises types of its own
         raise ArtifactError(
             f"{path}: palettes cannot be read: {error}",
             hint="Run `nailtool build-variants`; it will be made again.",
         ) from error
+    return found
