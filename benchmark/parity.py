@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmark.accuracy_drop import DropCounter
+from benchmark.calibration_check import check_calibration
 from benchmark.comparison import Comparison, judge
 from benchmark.heatmaps import write_heatmaps
 from benchmark.limits import limits_of
@@ -314,6 +315,7 @@ def check_parity(
         golden=_open_golden(golden, artifact),
     )
     verdict = _reach_verdict(case, weights_sha256)
+    verdict.failures += check_calibration(artifact, case.variant, dataset)
     return _describe(case, verdict, images, weights_sha256)
 
 

@@ -22,6 +22,7 @@ from nailcore.measure import find_versions, measure_cost
 from nailcore.runtime import Engine, Images, Layer, Logits
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
+from quantize.calibration import hash_pixels
 from quantize.prepared import Prepared, open_prepared
 from quantize.recipe import Recipe
 
@@ -167,8 +168,9 @@ def _quantize(
             hint="`nailtool build-variants` prepares them.",
         )
     card = prepared.card
+    images = prepared.load_images()
     with _silence():
-        made, structure = quantize_onnx(model, network, prepared.load_images(), recipe, card.float_layers)
+        made, structure = quantize_onnx(model, network, images, recipe, card.float_layers)
     _strip_traces(made)
     onnx.checker.check_model(made, full_check=True)
     if card.images is not None:
@@ -176,6 +178,7 @@ def _quantize(
             "set": card.images.name,
             "sha256": card.images.sha256,
             "images": list(card.image_names),
+            "pixels_sha256": hash_pixels(images),
         }
     return made, structure | ({"prepared": card.notes} if card.notes else {})
 

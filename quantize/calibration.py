@@ -114,6 +114,11 @@ def describe_shortage(images: int, flat: int = 0) -> str:
     )
 
 
+def hash_pixels(images: npt.NDArray[np.uint8]) -> str:
+    """SHA-256 of calibration images (N, H, W, 3) as they go into the network."""
+    return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
+
+
 def describe_samples(dataset: Dataset, samples: Sequence[Sample]) -> ImageSet:
     """The chosen images by content."""
     chosen = replace(dataset, samples=tuple(sorted(samples, key=lambda s: s.name)), split=None).describe(

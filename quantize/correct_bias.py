@@ -87,6 +87,8 @@ def correct_biases(
     values = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     nodes = [n for n in model.graph.node if n.op_type == "Conv" and n.name not in keep_float]
     nodes = [n for n in nodes if n.input[0] in affines]
+    if not nodes:
+        return {}
     means = _measure_means(model, nodes, values, affines, images)
     changes = {}
     for node in nodes:

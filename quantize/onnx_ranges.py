@@ -41,7 +41,9 @@ def measure_ranges(
     return {name: o.choose(calibration.method, calibration.percentile) for name, o in observers.items()}
 
 
-def execute_graph(model: Any, tensors: Iterable[str], images: npt.NDArray[np.uint8]) -> Iterator[tuple[str, F32]]:
+def execute_graph(
+    model: Any, tensors: Iterable[str], images: npt.NDArray[np.uint8]
+) -> Iterator[tuple[str, F32]]:
     """(tensor, value) of every image in turn; the tensors of one image are in memory at a time.
 
     Raises:
