@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from nailcore.data.coco import read_coco
 from nailcore.data.folder import NailRecord, open_dataset
-from nailcore.data.synth import Rendering, Scene, make_embedded_set, render_scene, sample_scene
+from nailcore.data.synth import Rendering, Scene, draw_few, render_scene, sample_scene
 from nailcore.data.synth.drawing import Drawing, draw
-from nailcore.data.synth.embedded import SEEDS
 from nailcore.data.synth.geometry import build_hand
 from nailcore.data.synth.mesh import load_hand, pose_bones, shape_hand
 from nailcore.data.synth.nail_plate import ABOVE_SKIN_MM, COLUMNS, ROWS, fit_plates, outline_half_width
@@ -223,8 +222,8 @@ def test_subdivision_keeps_flat_things_flat_and_has_euler_s_number() -> None:
 
 def test_a_written_set_opens_and_its_records_match_its_masks(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    out = tmp_path / "embedded"
-    make_embedded_set(out, seeds=SEEDS[:2], progress=lambda done, total: steps.append((done, total)), **SMALL)
+    out = tmp_path / "few"
+    draw_few(out, (5, 9), progress=lambda done, total: steps.append((done, total)), **SMALL)
     assert steps == [(1, 2), (2, 2)]
     dataset = open_dataset(out)
     assert dataset.card.synthetic
@@ -246,9 +245,5 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:
         raise StopError
 
     with pytest.raises(StopError):
-        make_embedded_set(tmp_path / "embedded", seeds=SEEDS[:2], progress=stop, **SMALL)
+        draw_few(tmp_path / "few", (5, 9), progress=stop, **SMALL)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_embedded_seeds_are_a_dozen_people() -> None:
-    assert len(set(SEEDS)) == len(SEEDS) == 12
