@@ -161,7 +161,8 @@ def _find(graph: Graph, name: str) -> Any:
 
 def _shift_bias(bias: F32, weight: F32, rest: F64) -> F32:
     """conv(x - mean) = conv(x - 128) + the kernel's answer to 128 - mean."""
-    return (bias + np.einsum("ocyx,c->o", weight.astype(np.float64), rest)).astype(np.float32)
+    answer = np.einsum("ocyx,c->o", weight.astype(np.float64), rest)
+    return np.asarray(bias + answer, np.float32)
 
 
 def _pack_pooled(graph: Graph, conv_name: str, pool_name: str, rest: F64) -> None:

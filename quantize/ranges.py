@@ -37,7 +37,7 @@ class Affine:
     def quantize(self, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Nearest levels, ties to even, clipped: what QuantizeLinear computes."""
         levels = np.rint(np.asarray(values, np.float32) / self.scale).astype(np.int64) + self.zero_point
-        return np.clip(levels, self.low_level, self.high_level)
+        return np.asarray(np.clip(levels, self.low_level, self.high_level), np.int64)
 
     def round(self, values: F32) -> F32:
         """Real values as quantizing and dequantizing leaves them."""

@@ -54,7 +54,8 @@ def test_colours_in_another_order_are_caught(dataset: Dataset) -> None:
 
 def test_other_photographs_prove_nothing(dataset: Dataset, tmp_path: Path) -> None:
     pixels = load_samples(dataset.samples, tiny_variant())[..., ::-1]
-    for changes in ({"images": ["elsewhere"]}, {"sha256": "0" * 64}, {"images": []}):
+    others: list[dict[str, object]] = [{"images": ["elsewhere"]}, {"sha256": "0" * 64}, {"images": []}]
+    for changes in others:
         assert check_calibration(describe(dataset, pixels, **changes), tiny_variant(), dataset) == []
     plain = describe(dataset, pixels).model_copy(update={"structure": {}})
     assert check_calibration(plain, tiny_variant(), dataset) == []

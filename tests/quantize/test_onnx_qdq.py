@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from nailcore.nets.export_form import ExportForm
 from nailcore.preprocess import letterbox
 from quantize import Recipe, find_recipe
 from quantize.equalize import list_links, scale_link
+from quantize.layer_names import list_convolutions
 from quantize.onnx_qdq import quantize_onnx
 from tests.built import build_artifact
 from tests.photos import load_images
@@ -206,29 +208,22 @@ def test_per_tensor_int8_is_caught(images: Images, reference: Any) -> None:
 
 
 def test_a_pair_equalized_across_a_clip_without_the_guard_is_caught(images: Images, reference: Any) -> None:
-    import copy
-
     changed = copy.deepcopy(network())
     links = [link for link in list_links(changed) if link.activation == "relu6" and ".stage" in link.name]
     for link in links[:12]:
-        channels = changed.get_submodule(link.name).weight.shape[0]
+        channels = list_convolutions(changed)[link.name].out_channels
         scale_link(changed, link, np.full(channels, 4, np.float32))
     model = copy_model(float_file()[1])
     for node, (name, conv) in zip(
-        [n for n in model.graph.node if n.op_type == "Conv"], _list(changed).items(), strict=True
+        [n for n in model.graph.node if n.op_type == "Conv"], list_convolutions(changed).items(), strict=True
     ):
         for place, tensor in ((1, conv.weight), (2, conv.bias)):
             node.input[place] = f"{name}.{place}"
+            assert tensor is not None
             value = tensor.detach().numpy().copy()
             model.graph.initializer.append(onnx.numpy_helper.from_array(value, node.input[place]))
     broken, _ = quantize_onnx(model, changed, images, find_recipe("int8-corrected"))
     assert any("flips" in line for line in complain(broken, images, reference))
-
-
-def _list(changed: ExportForm) -> dict[str, Any]:
-    from quantize.layer_names import list_convolutions
-
-    return dict(list_convolutions(changed))
 
 
 # -- the passes --------------------------------------------------------------------------------------

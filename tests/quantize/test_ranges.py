@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +24,7 @@ KINDS = st.sampled_from(
         Activations(dtype="int8", symmetric=True),
     ]
 )
+F32 = npt.NDArray[Any]
 METHODS: list[CalibrationMethod] = ["min-max", "percentile", "entropy", "mse"]
 
 
@@ -44,15 +48,13 @@ def test_values_inside_are_off_by_half_a_step_at_most(
 
 
 @given(hnp.arrays(np.float32, 40, elements=ENDS), KINDS, ENDS, ENDS)
-def test_rounding_in_float_is_quantizing_and_back(
-    values: np.ndarray, kind: Activations, a: float, b: float
-) -> None:  # type: ignore[type-arg]
+def test_rounding_in_float_is_quantizing_and_back(values: F32, kind: Activations, a: float, b: float) -> None:
     affine = choose_affine(Range(min(a, b), max(a, b)), kind)
     np.testing.assert_array_equal(affine.round(values), affine.dequantize(affine.quantize(values)))
 
 
 @given(hnp.arrays(np.float32, (4, 3, 2, 2), elements=st.floats(-10, 10, width=32)))
-def test_kernels_keep_their_largest_weight_and_round_to_half_a_step(weight: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_kernels_keep_their_largest_weight_and_round_to_half_a_step(weight: F32) -> None:
     for per_channel in (True, False):
         rounded = round_kernel(weight, per_channel=per_channel)
         axes = (1, 2, 3) if per_channel else None
@@ -61,7 +63,7 @@ def test_kernels_keep_their_largest_weight_and_round_to_half_a_step(weight: np.n
         np.testing.assert_array_equal(rounded, round_kernel(rounded, per_channel=per_channel))
 
 
-def observe(values: np.ndarray, method: CalibrationMethod) -> Range:  # type: ignore[type-arg]
+def observe(values: F32, method: CalibrationMethod) -> Range:
     observer = Observer()
     for part in np.array_split(values.astype(np.float32), 3):
         observer.see(part)
