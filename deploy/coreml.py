@@ -18,8 +18,9 @@ from nailcore.measure import find_versions, measure_cost
 from nailcore.runtime import Engine, Runner
 from nailcore.storage import hash_file, hash_path, replacing
 from nailcore.variant import Variant
+from quantize.layer_names import choose_float_layers
 from quantize.palettes import PALETTES, load_tables
-from quantize.prepared import open_prepared
+from quantize.prepared import Prepared, open_prepared
 from quantize.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -127,8 +128,24 @@ def _make_model(
         raise ConversionError(f"Recipe '{recipe.name}' needs rounded weights, and none were prepared.")
     tables = load_tables(prepared.folder / PALETTES)
     attach_tables(network, tables)
+    notes = {"kernels": find_sizes(tables)}
+    if recipe.compute_dtype == "int8":
+        return _make_integer(variant, recipe, network, prepared), "iOS17", notes
     target = name_target(tables)
-    return convert_network(variant, network, target, half=half), target, {"kernels": find_sizes(tables)}
+    return convert_network(variant, network, target, half=half), target, notes
+
+
+def _make_integer(variant: Variant, recipe: Recipe, network: ExportForm, prepared: Prepared) -> Any:
+    """A float16 program whose convolutions and additions read and write 8-bit activations, but for some."""
+    from deploy.coreml_activations import measure_ranges, name_operations, quantize_activations
+
+    if recipe.activations is None:
+        raise ConversionError(f"Recipe '{recipe.name}' does not say how activations are rounded.")
+    model = convert_network(variant, network, "iOS17", half=True)
+    names = name_operations(model, network)
+    keep = choose_float_layers((*recipe.weights.keep_float, *prepared.card.float_layers), names)
+    ranges = measure_ranges(model, INPUT_NAME, prepared.load_images())
+    return quantize_activations(model, ranges, recipe.activations, [names[name] for name in keep])
 
 
 def convert_network(variant: Variant, network: ExportForm, target: str, *, half: bool) -> Any:

@@ -99,9 +99,9 @@ class MilRunner:
 
 
 def artifact_computes_half(artifact: Artifact) -> bool:
-    """Whether a package's recipe makes it compute in float16."""
+    """Whether a package's recipe makes it compute in float16, between integers or throughout."""
     recipe = artifact.made_by.config.get("recipe", {})
-    return isinstance(recipe, dict) and recipe.get("compute_dtype") == "float16"
+    return isinstance(recipe, dict) and recipe.get("compute_dtype") in ("float16", "int8")
 
 
 def require_macos(what: str) -> None:

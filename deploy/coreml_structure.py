@@ -139,7 +139,7 @@ def _check_dilations(variant: Variant, program: Program) -> Check:
 def _check_precision(artifact: Artifact, program: Program) -> Check:
     config = artifact.made_by.config.get("recipe", {})
     compute = config.get("compute_dtype") if isinstance(config, dict) else None
-    wanted = "fp16" if compute == "float16" else "fp32"
+    wanted = "fp32" if compute in (None, "float32") else "fp16"  # integers are widened to it between pairs
     convolutions = [op for op in program.block.operations if op.op == "conv"]
     other = [op for op in convolutions if op.outputs[0][1].dtype != wanted]
     return Check(

@@ -40,8 +40,10 @@ def plan_bits(
     """
     layers = list_convolutions(network)
     kernels = {name: np.asarray(conv.weight.detach().numpy(), np.float32) for name, conv in layers.items()}
+    named = choose_float_layers((*recipe.weights.keep_float, *float_layers), layers)
     keep = {
-        *choose_float_layers((*recipe.weights.keep_float, *float_layers), layers),
+        # Where activations are rounded, it is they that a layer in float is spared.
+        *(named if recipe.activations is None else ()),
         *(name for name, kernel in kernels.items() if kernel.size <= SMALL_VALUES),
     }
     if recipe.weights_dtype == "int8":

@@ -19,9 +19,9 @@ MAX_IMAGES = 12  # all are in memory at once, as are a layer's activations: 0.6 
 
 
 def rounds_weights(recipe: Recipe) -> bool:
-    """Whether a recipe stores rounded weights, computes in float, and has images to fit them to."""
+    """Whether a network's weights are rounded before a target stores them: CoreML's way."""
     stored = recipe.weights_dtype == "int8" or recipe.weights_dtype.startswith("palette")
-    return stored and recipe.compute_dtype != "int8" and recipe.calibration is not None
+    return stored and recipe.targets == ("coreml",) and recipe.calibration is not None
 
 
 def round_weights(

@@ -1,0 +1,111 @@
+"""Integer activations in CoreML: ranges from the MIL reference on calibration images, then quantize pairs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.coremltools_import import import_coremltools
+from nailcore.errors import ConversionError, DataError
+from nailcore.runtime import Layer
+from quantize.layer_names import list_convolutions
+from quantize.recipe import Activations
+
+if TYPE_CHECKING:
+    import torch
+
+    from nailcore.nets.export_form import ExportForm
+
+Ranges = dict[str, dict[str, float]]  # tensor -> {"rmin": ..., "rmax": ...}, coremltools' own words
+
+
+def measure_ranges(model: Any, input_name: str, images: npt.NDArray[np.uint8]) -> Ranges:
+    """Smallest and largest value of every tensor of a converted model over all images.
+
+    coremltools' own calibration needs a Mac and keeps the range of the last sample only.
+
+    Args:
+        model: MLModel with one image input.
+        images: (N, H, W, 3) uint8 RGB of the model's size.
+
+    Raises:
+        DataError: a tensor is NaN or infinite on an image.
+    """
+    from deploy.mil import load_package
+
+    found: Ranges = {}
+
+    def watch(layer: Layer, outputs: tuple[torch.Tensor, ...]) -> None:
+        for tensor in outputs[:1]:
+            if not tensor.is_floating_point() or not tensor.numel():
+                continue
+            low, high = (float(value) for value in tensor.aminmax())
+            if not np.isfinite([low, high]).all():
+                raise DataError(f"{layer.name} is NaN or infinite on a calibration image.")
+            seen = found.setdefault(layer.name, {"rmin": low, "rmax": high})
+            seen["rmin"], seen["rmax"] = min(seen["rmin"], low), max(seen["rmax"], high)
+
+    with tempfile.TemporaryDirectory(prefix="nailtool-ranges-") as scratch:
+        path = Path(scratch) / "float.mlpackage"
+        model.save(str(path))
+        reference = load_package(path)
+        for image in images:
+            reference.run({input_name: image}, watch=watch)
+    found[input_name] = {"rmin": 0.0, "rmax": 255.0}  # by contract
+    return found
+
+
+def quantize_activations(
+    model: Any, ranges: Ranges, activations: Activations, float_layers: Collection[str]
+) -> Any:
+    """Put a quantize and a dequantize before and after what computes in integers.
+
+    Args:
+        model: converted MLModel in float16.
+        ranges: of ``measure_ranges``.
+        activations: their type, and whether zero is in the middle.
+        float_layers: names of operations whose inputs and outputs stay in float.
+    """
+    import_coremltools()
+    import coremltools.optimize.coreml as optimize
+    from coremltools import _SPECIFICATION_VERSION_IOS_17
+    from coremltools.converters.mil.frontend.milproto.load import load
+    from coremltools.converters.mil.mil.passes.graph_pass import PassOption
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+    from coremltools.models import utils
+
+    config = optimize.OptimizationConfig(
+        global_config=optimize.OpLinearQuantizerConfig(
+            mode="linear_symmetric" if activations.symmetric else "linear", dtype=activations.dtype
+        ),
+        op_name_configs=dict.fromkeys(float_layers),
+    )
+    passes = []
+    for name in ("insert_prefix_quantize_dequantize_pair", "insert_suffix_quantize_dequantize_pair"):
+        one = PASS_REGISTRY[f"compression::{name}"]
+        one.set_options([PassOption("config", config), PassOption("activation_stats", ranges)])
+        passes.append(one)
+    passes.append(PASS_REGISTRY["common::dequantize_quantize_pair_elimination"])
+    # What coremltools' linear_quantize_activations does once it has its ranges.
+    return utils._apply_graph_pass(
+        model, passes, spec_version=_SPECIFICATION_VERSION_IOS_17, pymil_load_func=load, skip_model_load=True
+    )
+
+
+def name_operations(model: Any, network: ExportForm) -> dict[str, str]:
+    """Torch module name -> name of its convolution in a converted model, both in order of execution.
+
+    Raises:
+        ConversionError: they do not correspond.
+    """
+    layers = list_convolutions(network)
+    operations = [op for op in model._mil_program.functions["main"].operations if op.op_type == "conv"]
+    shapes = [tuple(conv.weight.shape) for conv in layers.values()]
+    if [tuple(op.weight.shape) for op in operations] != shapes:
+        raise ConversionError("The converted convolutions are not those of the network, one by one.")
+    return {name: op.outputs[0].name for name, op in zip(layers, operations, strict=True)}
