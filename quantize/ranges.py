@@ -36,8 +36,10 @@ class Affine:
 
     def quantize(self, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Nearest levels, ties to even, clipped: what QuantizeLinear computes."""
-        levels = np.rint(np.asarray(values, np.float32) / self.scale).astype(np.int64) + self.zero_point
-        return np.asarray(np.clip(levels, self.low_level, self.high_level), np.int64)
+        levels = np.rint(np.asarray(values, np.float32) / self.scale)
+        # Clipped as floats: whatever is far outside would not fit an integer.
+        levels = np.clip(levels, self.low_level - self.zero_point, self.high_level - self.zero_point)
+        return np.asarray(levels.astype(np.int64) + self.zero_point, np.int64)
 
     def round(self, values: F32) -> F32:
         """Real values as quantizing and dequantizing leaves them."""
@@ -54,14 +56,14 @@ def choose_affine(range_: Range, activations: Activations) -> Affine:
     """Scale and zero point of a range; 0 is a level of its own, a range of one value gets scale 1."""
     low_level, high_level = (0, 255) if activations.dtype == "uint8" else (-128, 127)
     low, high = min(range_.low, 0.0), max(range_.high, 0.0)
-    if activations.symmetric:
-        reach = max(-low, high)
-        centre = low_level + 128
-        return Affine(np.float32(reach / 127 if reach > 0 else 1.0), centre, low_level, high_level)
-    scale = np.float32((high - low) / (LEVELS - 1))
+    reach = max(-low, high)
+    scale = np.float32(reach / 127 if activations.symmetric else (high - low) / (LEVELS - 1))
+    centre = low_level + 128 if activations.symmetric else low_level
     # Denormal scales turn into 0 on processors that flush them.
     if not scale > np.finfo(np.float32).tiny:
-        return Affine(np.float32(1.0), low_level, low_level, high_level)
+        return Affine(np.float32(1.0), centre, low_level, high_level)
+    if activations.symmetric:
+        return Affine(scale, centre, low_level, high_level)
     zero_point = low_level + round(-low / float(scale))
     return Affine(scale, min(max(zero_point, low_level), high_level), low_level, high_level)
 
@@ -163,5 +165,6 @@ def round_kernel(weight: F32, *, per_channel: bool) -> F32:
     """
     axes = tuple(range(1, weight.ndim)) if per_channel else None
     reach = np.abs(weight).max(axis=axes, keepdims=True)
-    scale = np.where(reach > 0, reach / 127, 1).astype(np.float32)
+    scale = (reach / 127).astype(np.float32)
+    scale = np.where(scale > np.finfo(np.float32).tiny, scale, np.float32(1))  # a kernel of zeros
     return np.asarray(np.clip(np.rint(weight / scale), -127, 127) * scale, np.float32)

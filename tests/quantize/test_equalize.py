@@ -52,11 +52,9 @@ def test_channels_come_closer_to_each_other() -> None:
     equalize_layers(network, tiny_images(), 1.0)
     after = measure_reach(network, links, tiny_images())
 
-    def spread(reach: np.ndarray) -> float:  # type: ignore[type-arg]
-        return float(np.log(reach[reach > 1e-3 * reach.max()]).std())
-
     for link in links:
-        assert spread(after[link.name]) <= spread(before[link.name]) + 1e-3
+        then, now = before[link.name], after[link.name]
+        assert (now / now.max() >= then / then.max() * 0.999 - 1e-6).all()
         assert after[link.name].max() <= before[link.name].max() * 1.001 + 1e-6
 
 
@@ -98,13 +96,15 @@ def test_no_image_exceeds_the_bounds(seed: int) -> None:
     image = rng.choice(np.array([0, 255], np.uint8), (1, 64, 64, 3)) if seed % 2 else tiny_images(1, seed)
     bounds = bound_convolutions(tiny_network())
     seen: dict[str, torch.Tensor] = {}
-    handles = [
-        conv.register_forward_hook(lambda _m, _i, out, name=name: seen.setdefault(name, out) and None)
-        for name, conv in list_convolutions(tiny_network()).items()
-    ]
-    answer(tiny_network(), image)
-    for handle in handles:
-        handle.remove()
+    network = copy.deepcopy(tiny_network())
+
+    def watch(name: str, conv: torch.nn.Conv2d) -> None:
+        # Copied, because the ReLU6 behind works in place.
+        conv.register_forward_hook(lambda *call: seen.update({name: call[-1].clone()}))
+
+    for name, conv in list_convolutions(network).items():
+        watch(name, conv)
+    answer(network, image)
     for name, out in seen.items():
         slack = 1e-3 + 1e-4 * bounds[name].high.abs()
         assert (out.amax((0, 2, 3)) <= bounds[name].high + slack).all(), name
