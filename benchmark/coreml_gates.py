@@ -6,7 +6,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from benchmark.comparison import Comparison
+from benchmark.coreml_sibling import build_sibling, convert_prepared, load_prepared, load_trained
 from nailcore.artifact import Artifact
 from nailcore.data.folder import Sample
 from nailcore.errors import ArtifactError, ConversionError, DataError, NailtoolError
@@ -155,65 +156,20 @@ def check_gates(  # noqa: PLR0917 - the same six things every target's gates are
         raise DataError("The gates of CoreML need at least one photograph.")
     with tempfile.TemporaryDirectory(prefix="nailtool-sibling-") as scratch:
         built = False
-        prepared = _load_prepared(variant, artifact, path, weights)
+        prepared = load_prepared(variant, artifact, path, weights)
         if artifact.recipe == "fp32":
             sibling = path
         elif prepared is not None:
-            sibling, built = _convert_prepared(variant, prepared, Path(scratch)), True
+            sibling, built = convert_prepared(variant, prepared, Path(scratch)), True
         elif sibling is None or not sibling.exists():
-            sibling, built = _build_sibling(variant, weights, Path(scratch)), True
-        network = _load_network(variant, weights, hash_file(weights))
+            sibling, built = build_sibling(variant, weights, Path(scratch)), True
+        network = load_trained(variant, weights, hash_file(weights))
         case = _Case(variant, artifact, path, sibling, built, tuple(samples), network, prepared)
         return [
             _guard("semantics", _check_semantics, case),
             _guard("identity", _check_identity, case),
             _guard("end to end", _check_end_to_end, case),
         ]
-
-
-@lru_cache(maxsize=1)
-def _load_network(variant: Variant, weights: Path, _weights_sha256: str) -> ExportForm:
-    # A worker checks one variant's recipes one after the other.
-    from nailcore.nets import load_network
-
-    return load_network(variant, weights)
-
-
-def _load_prepared(variant: Variant, artifact: Artifact, path: Path, weights: Path) -> ExportForm | None:
-    """The network a recipe's passes made, from the folder it was converted from; None without one.
-
-    Raises:
-        ArtifactError: that folder is gone, or is another by now.
-    """
-    from quantize.prepared import open_prepared
-
-    digest = artifact.made_by.config.get("prepared_sha256")
-    if digest is None:
-        return None
-    folder = path.parent.parent / "prepared" / f"{artifact.variant}.{artifact.recipe}"
-    hint = "Run `nailtool build-variants`; both will be made again."
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder}: what {artifact.label} was converted from is missing.", hint=hint)
-    if hash_path(folder) != digest:
-        raise ArtifactError(f"{folder}: is not what {artifact.label} was converted from.", hint=hint)
-    return open_prepared(folder).load_network(variant, weights)
-
-
-def _convert_prepared(variant: Variant, network: ExportForm, scratch: Path) -> Path:
-    from deploy.coreml import convert_sibling
-
-    path = scratch / f"{variant.name}.prepared.mlpackage"
-    convert_sibling(variant, network, path)
-    return path
-
-
-def _build_sibling(variant: Variant, weights: Path, scratch: Path) -> Path:
-    from deploy.coreml import convert
-    from quantize import find_recipe
-
-    path = scratch / f"{variant.name}.fp32.mlpackage"
-    convert(variant, find_recipe("fp32").model_dump(mode="json"), weights, path)
-    return path
 
 
 def _guard(name: str, check: Any, case: _Case) -> Gate:
@@ -263,10 +219,16 @@ def _check_semantics(case: _Case) -> Gate:
 
 def _check_identity(case: _Case) -> Gate:
     from benchmark.coreml_identity import compare_packages, find_foreign_weights, open_package
+    from benchmark.coreml_quantizers import check_quantizers
 
     shipped = open_package(case.path)
     sibling = shipped if case.sibling == case.path else open_package(case.sibling)
     findings = compare_packages(shipped, sibling)
+    if shipped.quantizers and not findings.breaches:
+        images = [image for _, image in case.photos(SEMANTICS_PHOTOS)]
+        findings.breaches += check_quantizers(
+            shipped, sibling, case.sibling, case.artifact.input_name, images
+        )
     network = case.prepared or case.network
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     foreign = find_foreign_weights(sibling, tensors)

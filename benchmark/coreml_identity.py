@@ -42,6 +42,17 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Quantizer:
+    """A tensor rounded to integers and back: its levels, and whether both directions say the same."""
+
+    name: str
+    source: Source
+    low: float
+    high: float
+    agrees: bool
+
+
+@dataclass(frozen=True)
 class Package:
     """A saved package as the identity gate sees it."""
 
@@ -51,6 +62,7 @@ class Package:
     outputs: Mapping[str, Source]
     constants: Mapping[str, Stored]
     hashes: Mapping[str, str]  # of every file below it
+    quantizers: tuple[Quantizer, ...] = ()  # looked through, as casts are
 
 
 @dataclass
@@ -75,21 +87,31 @@ def open_package(path: Path) -> Package:
     spec, model_file = read_spec(path)
     program = read_program(spec, WeightFiles(model_file))
     constants = read_constants(program)
-    nodes, outputs = _look_through(program, constants)
+    nodes, outputs, quantizers = _look_through(program, constants)
     hashes = {file.relative_to(path).as_posix(): hash_file(file) for file in list_files(path)}
-    return Package(path, spec, nodes, outputs, constants, hashes)
+    return Package(path, spec, nodes, outputs, constants, hashes, quantizers)
 
 
 def _look_through(
     program: Program, constants: Mapping[str, Stored]
-) -> tuple[tuple[Node, ...], dict[str, Source]]:
+) -> tuple[tuple[Node, ...], dict[str, Source], tuple[Quantizer, ...]]:
     types = {name: kind.dtype for name, kind in program.block.inputs}
     types |= {name: kind.dtype for op in program.block.operations for name, kind in op.outputs}
     known: dict[str, Source | Stored] = dict(constants)
     known |= {name: Source(-1 - i) for i, (name, _) in enumerate(program.block.inputs)}
     nodes: list[Node] = []
+    steps: dict[str, tuple[Any, ...]] = {}  # of each integer tensor
+    quantizers: list[Quantizer] = []
     for op in program.block.operations:
         if is_compressed(op):
+            continue
+        if op.op in ("quantize", "dequantize"):
+            source = _resolve(op, "input", known)[0]
+            known[op.outputs[0][0]] = source
+            if op.op == "quantize":
+                steps[op.outputs[0][0]] = _read_steps(op, known, op.outputs[0][1].dtype)
+            elif isinstance(source, Source):
+                quantizers.append(_pair(op, source, steps, known))
             continue
         if _is_float_cast(op, types):
             known[op.name] = _resolve(op, "x", known)[0]
@@ -105,7 +127,37 @@ def _look_through(
         if not isinstance(source, Source):
             raise ArtifactError(f"Output '{name}' is not computed by the program.")
         outputs[name] = source
-    return tuple(nodes), outputs
+    return tuple(nodes), outputs, tuple(quantizers)
+
+
+def _read_steps(op: Operation, known: Mapping[str, Source | Stored], dtype: str) -> tuple[Any, ...]:
+    """(scale, zero point, integer type) of a quantize or dequantize, one for the whole tensor."""
+    found: list[float] = []
+    for argument in ("scale", "zero_point"):
+        if argument not in op.inputs:
+            found.append(0.0)
+            continue
+        value = _resolve(op, argument, known)[0]
+        if isinstance(value, Source) or value.values.size != 1:
+            raise ArtifactError(f"{op.place}: {argument} is not one number, which is all that is known here.")
+        found.append(float(value.values.reshape(())))
+    return found[0], found[1], dtype
+
+
+def _pair(
+    op: Operation,
+    source: Source,
+    steps: Mapping[str, tuple[Any, ...]],
+    known: Mapping[str, Source | Stored],
+) -> Quantizer:
+    binding = op.inputs["input"][0]
+    written = steps.get(binding.name) if isinstance(binding, Reference) else None
+    if written is None:
+        raise ArtifactError(f"{op.place}: dequantizes what nothing quantized.")
+    scale, zero, dtype = written
+    lowest = -128 if dtype == "int8" else 0
+    agrees = _read_steps(op, known, dtype) == written
+    return Quantizer(op.name, source, scale * (lowest - zero), scale * (lowest + 255 - zero), agrees)
 
 
 def _is_float_cast(op: Operation, types: Mapping[str, str]) -> bool:

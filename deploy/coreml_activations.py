@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from nailcore.nets.export_form import ExportForm
 
+# It divides both sides of an addition by a scale, to 16 bits: codes then mean other values than the tensor's.
+_RESCALING_PASS = "common::distributive_quantized_binary_op_scale_normalization"  # noqa: S105
 Ranges = dict[str, dict[str, float]]  # tensor -> {"rmin": ..., "rmax": ...}, coremltools' own words
 
 
@@ -71,9 +73,10 @@ def quantize_activations(
         activations: their type, and whether zero is in the middle.
         float_layers: names of operations whose inputs and outputs stay in float.
     """
-    import_coremltools()
+    ct = import_coremltools()
     import coremltools.optimize.coreml as optimize
     from coremltools import _SPECIFICATION_VERSION_IOS_17
+    from coremltools.converters.mil.converter import mil_convert
     from coremltools.converters.mil.frontend.milproto.load import load
     from coremltools.converters.mil.mil.passes.graph_pass import PassOption
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
@@ -91,9 +94,27 @@ def quantize_activations(
         one.set_options([PassOption("config", config), PassOption("activation_stats", ranges)])
         passes.append(one)
     passes.append(PASS_REGISTRY["common::dequantize_quantize_pair_elimination"])
-    # What coremltools' linear_quantize_activations does once it has its ranges.
-    return utils._apply_graph_pass(
-        model, passes, spec_version=_SPECIFICATION_VERSION_IOS_17, pymil_load_func=load, skip_model_load=True
+    # What coremltools' linear_quantize_activations does once it has its ranges, but for one pass.
+    spec = model.get_spec()
+    program = utils._apply_graph_pass(
+        model,
+        passes,
+        spec_version=_SPECIFICATION_VERSION_IOS_17,
+        pymil_load_func=load,
+        skip_model_load=True,
+        return_pymil_prog=True,
+    )
+    pipeline = ct.PassPipeline.DEFAULT
+    pipeline.remove_passes({_RESCALING_PASS})
+    return mil_convert(
+        program,
+        convert_from="milinternal",
+        convert_to="mlprogram",
+        compute_units=model.compute_unit,
+        specification_version=max(spec.specificationVersion, _SPECIFICATION_VERSION_IOS_17),
+        model_description=spec.description,
+        skip_model_load=True,
+        main_pipeline=pipeline,
     )
 
 
