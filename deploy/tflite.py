@@ -23,48 +23,63 @@ from deploy.onnx_to_tf import (
 )
 from deploy.tf_passes import SPLITS, count_ops, drop_noops, fold_dilations, fold_pads, rename_nodes
 from deploy.tflite_file import TfliteFile, read_tflite
+from deploy.tflite_quantize import quantize_tflite
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError, ConversionError
 from nailcore.measure import find_versions, measure_cost
 from nailcore.runtime import Engine, Images, Layer, Logits
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
+from quantize.prepared import open_prepared
+from quantize.recipe import Recipe
 
 KIND = "tflite"
 SUFFIX = ".tflite"
 PARENT = "onnx"
 # XNNPACK is what phones run on the CPU; the reference kernels share no code with it (and are 30× slower).
 ENGINES = (Engine("litert"), Engine("litert-reference", default=False, image_limit=4))
-TOOLS = ("onnx2tf", "tensorflow", "tf-keras", "onnxruntime", "numpy", "ai-edge-litert")
+TOOLS = ("onnx2tf", "tensorflow", "tf-keras", "onnxruntime", "numpy", "ai-edge-litert", "ai-edge-quantizer")
 FAMILY = "tensorflow"  # which libraries a conversion loads: torch and tensorflow never share a process
 RUNTIME_TOOLS = ("ai-edge-litert",)
 RESOURCES: tuple[str, ...] = ()
-MAX_FLOAT16_RELATIVE_ERROR = 2e-2  # at conversion: tells a wrong tensor from a rounded one
+# At conversion, for each dtype of the weights: tells a wrong tensor from a rounded one.
+MAX_RELATIVE_ERROR: Mapping[str, float | None] = {"float32": None, "float16": 2e-2, "int8": 0.5}
 _INPUT_HINT = "Run `nailtool build-variants`; it will be made again."
 F32 = npt.NDArray[np.float32]
 
 
-def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -> Artifact:
+def convert(
+    variant: Variant, recipe: dict[str, Any], parent: Path, out: Path, *, prepared: Path | None = None
+) -> Artifact:
     """Convert the ONNX file at ``parent`` to ``out``: one signature, inputs and outputs by our names.
 
     The model takes ``image``, (1, H, W, 3) float32 RGB 0..255, and gives logits (1, h, w, C). With
-    ``weights_dtype`` float16 constants are stored in half precision and widened when the file is opened.
+    ``weights_dtype`` float16 constants are stored in half precision and widened when the file is opened;
+    with int8 they are codes, and so are activations where ``compute_dtype`` is int8. ``prepared`` holds the
+    calibration images.
 
     Raises:
+        ArtifactError: what was prepared is damaged.
         ConversionError: a converter failed, lost a name, left a dilated convolution split, or what
             LiteRT computes from the bytes is not what onnxruntime computes from the parent.
     """
     names = tuple(output.name for output in variant.outputs)
-    half = _reads_half(recipe)
+    dtype = _read_dtype(recipe)
+    half = dtype == "float16"
     with measure_cost() as cost, quiet_native_logs():
         model = freeze_onnx(parent, names)
         graph = _fold(model)
         if half:
             _check_float16_range(graph)
         data = _run_converter(graph, names, half=half)
+        if dtype == "int8":
+            plan = Recipe.model_validate({"summary": "", "targets": (KIND,), **recipe})
+            if prepared is None:
+                raise ConversionError(f"Recipe '{plan.name}' needs calibration images; none were prepared.")
+            data = quantize_tflite(data, plan, open_prepared(prepared).load_images())
         content = read_tflite(data)
         _check_content(content, names)
-        _verify(parent, data, names, half=half)
+        _verify(parent, data, names, MAX_RELATIVE_ERROR[dtype])
         with replacing(out) as scratch:
             scratch.write_bytes(data)
     before, after = count_ops(model.graph), content.count_ops()
@@ -96,14 +111,14 @@ def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -
     )
 
 
-def _reads_half(recipe: Mapping[str, Any]) -> bool:
+def _read_dtype(recipe: Mapping[str, Any]) -> str:
     dtype = str(recipe.get("weights_dtype", "float32"))
-    if dtype not in ("float32", "float16"):
+    if dtype not in MAX_RELATIVE_ERROR:
         raise ConversionError(
-            f"TFLite target: weights_dtype '{dtype}' is not one of float32, float16.",
+            f"TFLite target: weights_dtype '{dtype}' is not one of {', '.join(MAX_RELATIVE_ERROR)}.",
             hint="Change weights_dtype in the recipe.",
         )
-    return dtype == "float16"
+    return dtype
 
 
 def _fold(model: FrozenModel) -> Any:
@@ -171,13 +186,13 @@ def _check_content(content: TfliteFile, names: tuple[str, ...]) -> None:
         )
 
 
-def _verify(parent: Path, data: bytes, names: tuple[str, ...], *, half: bool) -> None:
+def _verify(parent: Path, data: bytes, names: tuple[str, ...], limit: float | None) -> None:
     """Each name must stand for the same tensor as in the parent: fgbg and direction have one shape."""
     interpreter = LitertSession(data, "litert")
     image = make_probe_image(*interpreter.input_shape[1:3])
     found = interpreter.run(image)
-    if half:
-        verify_outputs(run_onnx(parent, image, names), found, parent, limit=MAX_FLOAT16_RELATIVE_ERROR)
+    if limit is not None:
+        verify_outputs(run_onnx(parent, image, names), found, parent, limit=limit)
     else:
         verify_outputs(run_onnx(parent, image, names), found, parent)
 

@@ -21,7 +21,7 @@ MAX_IMAGES = 12  # all are in memory at once, as are a layer's activations: 0.6 
 def rounds_weights(recipe: Recipe) -> bool:
     """Whether a network's weights are rounded before a target stores them: CoreML's way."""
     stored = recipe.weights_dtype == "int8" or recipe.weights_dtype.startswith("palette")
-    return stored and recipe.targets == ("coreml",) and recipe.calibration is not None
+    return stored and {"coreml", "tflite"} >= {*recipe.targets} and recipe.calibration is not None
 
 
 def round_weights(

@@ -12,6 +12,12 @@ import quantize
 from deploy import find_target
 from model_zoo import find_variant, weights_path
 from nailcore.artifact import artifact_path, manifest_path, open_artifact, write_manifest
+from nailcore.data.folder import Dataset, open_dataset
+from nailcore.data.synth import make_embedded_set
+from nailcore.data.synth.embedded import SEEDS
+from quantize.prepare import prepare
+
+CALIBRATION_IMAGES = 3
 
 
 @cache
@@ -29,8 +35,30 @@ def build_artifact(variant_name: str, kind: str, recipe_name: str = "fp32") -> P
     if target.PARENT != "weights":
         _, parent = open_artifact(build_artifact(variant_name, target.PARENT))
     path = artifact_path(_folder(), variant_name, recipe_name, target.SUFFIX)
-    recipe = quantize.find_recipe(recipe_name).model_dump(mode="json")
-    return write_manifest(path, target.convert(variant, recipe, parent, path))
+    recipe = quantize.find_recipe(recipe_name)
+    options = {"prepared": prepare_recipe(variant_name, recipe_name)} if recipe.needs_preparation else {}
+    return write_manifest(
+        path, target.convert(variant, recipe.model_dump(mode="json"), parent, path, **options)
+    )
+
+
+@cache
+def load_hands() -> Dataset:
+    """Three rendered hands, which recipes are calibrated on."""
+    root = _folder() / "hands"
+    make_embedded_set(root, seeds=SEEDS[:CALIBRATION_IMAGES])
+    return open_dataset(root)
+
+
+@cache
+def prepare_recipe(variant_name: str, recipe_name: str) -> Path:
+    """What a recipe prepares, where the pipeline would put it."""
+    variant = find_variant(variant_name)
+    folder = _folder() / "prepared" / f"{variant_name}.{recipe_name}"
+    folder.parent.mkdir(exist_ok=True)
+    recipe = quantize.find_recipe(recipe_name)
+    prepare(variant, recipe, weights_path(variant), load_hands(), folder, lambda _done, _all: None)
+    return folder
 
 
 def copy_artifact(manifest: Path, folder: Path) -> Path:
