@@ -50,7 +50,25 @@ def quantize_tflite(data: bytes, recipe: Recipe, images: npt.NDArray[np.uint8]) 
             raise ConversionError(f"ai-edge-quantizer failed: {error}") from error
     if found.quantized_model is None:
         raise ConversionError("ai-edge-quantizer gave no file.")
-    return bytes(found.quantized_model)
+    return inline_buffers(bytes(found.quantized_model))
+
+
+def inline_buffers(data: bytes) -> bytes:
+    """The same file with its constants inside the flatbuffer, where every reader looks.
+
+    The quantizer appends them and notes offsets, a way meant for files beyond two gigabytes.
+    """
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # 0 and 1: there is none
+            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+        buffer.offset = buffer.size = 0
+    builder = flatbuffers.Builder(len(data))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 def _describe(*, integer: bool) -> list[dict[str, object]]:
