@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name every reader of torch code expects
 from torch import nn
@@ -26,12 +28,13 @@ from nailcore.variant import Variant
 from quantize.recipe import FineTune
 from quantize.rounding import measure_scale, round_to_integers
 from quantize.sensitivity import check_memory
-from quantize.simulate import Ranges, Scheme, Simulation, as_input, merge_kernels
+from quantize.simulate import Ranges, Scheme, Simulation, align_means, as_input, merge_kernels
 
 Report = Callable[[int, int, float], None]  # steps done, steps in all, loss
 WARMUP_STEPS = 10
 CHECKPOINT_EVERY = 50
 HORIZON = 20
+ALIGNED_IMAGES = 8  # means settle within a few
 BACKGROUND_WEIGHT = 0.02  # of finger classes and directions outside nails
 
 
@@ -151,13 +154,15 @@ def finetune_quantized(
     dataset: Dataset,
     settings: FineTune,
     checkpoint: Path,
+    images: npt.NDArray[np.uint8] | None = None,
     report: Report | None = None,
 ) -> FineTuned:
     """Move the kernels and biases of the integer convolutions until their rounding shows least.
 
     The float network is the teacher: at every crop of the training part the rounded network is pulled
-    to its logits, and with ``label_weight`` to the labels. Ranges stay as they were measured. A killed
-    run goes on from ``checkpoint`` to the same weights, which is removed at the end.
+    to its logits, and with ``label_weight`` to the labels. With calibration ``images`` (N, H, W, 3) RGB,
+    biases first make up for the mean shift of rounding, which training finds slowly. Ranges stay as they
+    were measured. A killed run goes on from ``checkpoint`` to the same weights; it is removed at the end.
 
     Raises:
         DataError: no usable training part.
@@ -165,6 +170,10 @@ def finetune_quantized(
         NailtoolError: the loss or a gradient became NaN; the last good checkpoint is kept.
     """
     simulation = Simulation(_lay_out(copy.deepcopy(network)), scheme, ranges)
+    if images is not None:
+        plain = Scheme(keep_float=frozenset(simulation.layers), glue=False)
+        seen = as_input(images[:: max(1, len(images) // ALIGNED_IMAGES)][:ALIGNED_IMAGES])
+        align_means(simulation, Simulation(_lay_out(copy.deepcopy(network)), plain, {}), seen)
     kernels = LevelKernels(simulation)
     identity = {
         "scheme": repr(sorted(vars(scheme).items(), key=str)),

@@ -270,9 +270,13 @@ class Simulation(nn.Module):
         for step in self.steps:
             values[step.name] = self._run(step, [values[source] for source in step.inputs])
             for source in step.inputs:  # as few tensors at once as the network needs
-                if self._last_user[source] == step.name and source not in self.outputs:
+                if self.is_done(source, step):
                     values.pop(source, None)
         return tuple(values[name] for name in self.outputs)
+
+    def is_done(self, tensor: str, step: Step) -> bool:
+        """Whether nobody reads a tensor after this step."""
+        return self._last_user[tensor] == step.name and tensor not in self.outputs
 
     def run_all(self, image: torch.Tensor) -> Values:
         """Every tensor of a forward pass by name; about 0.1 GB for one image of 480 px."""
@@ -298,22 +302,28 @@ class Simulation(nn.Module):
         return tuple(changed.get(name, before[name]) for name in self.outputs)
 
     def _run(self, step: Step, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.finish(step, self.compute(step, inputs))
+
+    def compute(self, step: Step, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A step from its inputs, before its activation and before its tensor is rounded."""
         x = inputs[0]
         if step.name in self.plan.merged:
             return x  # for the convolution behind it, which does the work of both
         if step.kind == "conv":
-            y = self._convolve(step.name, x)
-        elif step.kind == "add":
-            y = x + inputs[1]
-        elif step.kind == "normalize":
-            y = x - self.network.mean
-        else:
-            y = F.avg_pool2d(x, 2) if step.kind == "pool" else upsample2(x)
+            return self._convolve(step.name, x)
+        if step.kind == "add":
+            return x + inputs[1]
+        if step.kind == "normalize":
+            return x - self.network.mean
+        return F.avg_pool2d(x, 2) if step.kind == "pool" else upsample2(x)
+
+    def finish(self, step: Step, y: torch.Tensor) -> torch.Tensor:
+        """The activation and the rounding of what a step computed."""
         grid = self._find_grid(step.name) if step.name in self.plan.rounded else None
         # Clipping to a grid that ends where the activation does, or before, is the activation.
         ends = 6 if step.activation == "relu6" else np.inf
         clipped = grid is not None and grid.zero_point == 0 and grid.high < ends + grid.scale / 2
-        if step.activation and not clipped:
+        if step.activation and not clipped and step.name not in self.plan.merged:
             y = F.relu6(y) if step.activation == "relu6" else F.relu(y)
         if grid is None:
             return y
@@ -350,6 +360,34 @@ class Simulation(nn.Module):
     def _find_grid(self, name: str) -> Grid:
         low, high = self.ranges[self._range_key(name)]
         return make_grid(low, high, self.scheme.activation_bits, symmetric=self.scheme.symmetric)
+
+
+def align_means(simulation: Simulation, clean: Simulation, images: torch.Tensor) -> dict[str, float]:
+    """Shift the biases of the integer convolutions so that channels have the float network's mean outputs.
+
+    Layer by layer, each seeing what the rounded and corrected layers before it give. ``clean`` is the same
+    network with everything in float; images (N, 3, H, W). Returns the largest shift of each layer.
+    """
+    rounded: Values = {IMAGE: images}
+    plain: Values = {IMAGE: images}
+    shifts = {}
+    with torch.no_grad():
+        for step in simulation.steps:
+            y = simulation.compute(step, [rounded[source] for source in step.inputs])
+            wanted = clean.compute(step, [plain[source] for source in step.inputs])
+            conv = simulation.find_conv(step.name) if step.kind == "conv" else None
+            is_whole = step.name in simulation.plan.integer and step.name not in simulation.plan.merged
+            if conv is not None and conv.bias is not None and is_whole:
+                shift = wanted.mean((0, 2, 3)) - y.mean((0, 2, 3))
+                conv.bias.add_(shift)
+                y = y + shift[None, :, None, None]
+                shifts[step.name] = float(shift.abs().max())
+            rounded[step.name], plain[step.name] = simulation.finish(step, y), clean.finish(step, wanted)
+            for source in step.inputs:
+                if simulation.is_done(source, step):
+                    rounded.pop(source, None)
+                    plain.pop(source, None)
+    return shifts
 
 
 def merge_kernels(

@@ -71,6 +71,7 @@ def finetune_network(  # noqa: PLR0917 - the order of the pipeline
         dataset=dataset,
         settings=settings,
         checkpoint=checkpoint,
+        images=images,
         report=lambda done, total, _loss: progress(done, total),
     )
     return tuned.network, _describe(tuned, dataset)
@@ -95,22 +96,23 @@ def finetune_tables(  # noqa: PLR0917 - the order of the pipeline
         tables: file of ``quantize.palettes.save_tables``.
     """
     from quantize.finetune_palettes import finetune_palettes
-    from quantize.palettes import load_tables, save_tables
+    from quantize.palettes import Table, load_tables, save_tables
 
     settings = recipe.finetune
     if settings is None:
         raise NailtoolError(f"Recipe '{recipe.name}' has no [finetune].")
+    kept = load_tables(tables)
     tuned, found = finetune_palettes(
         teacher,
         network,
-        load_tables(tables),
+        {name: table for name, table in kept.items() if isinstance(table, Table)},  # not 8-bit codes
         variant=variant,
         dataset=dataset,
         settings=settings,
         checkpoint=checkpoint,
         report=lambda done, total, _loss: progress(done, total),
     )
-    save_tables(tables, found)
+    save_tables(tables, {**kept, **found})
     return tuned.network, _describe(tuned, dataset)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from quantize import find_recipe
 from quantize.ranges import Range, choose_affine
 from quantize.recipe import Activations
 from quantize.rounding import make_grid, measure_scale, round_straight_through, round_tensor, round_weight
-from quantize.simulate import IMAGE, Scheme, Simulation, as_input, list_steps
+from quantize.simulate import IMAGE, Scheme, Simulation, align_means, as_input, list_steps
 from tests.quantize.small_network import tiny_images, tiny_layers, tiny_network, tiny_ranges
 
 ENDS = st.floats(-100, 100, allow_nan=False, width=32)
@@ -99,6 +101,23 @@ def test_a_tensor_without_a_range_is_named() -> None:
 def test_a_recipe_in_float_has_nothing_to_simulate() -> None:
     with pytest.raises(NailtoolError, match="computes in float"):
         Scheme.of(find_recipe("fp32"), tiny_layers())
+
+
+def test_aligned_means_are_the_float_networks_and_bring_the_logits_closer() -> None:
+    scheme = Scheme(weight_bits=5)
+    images = as_input(tiny_images())
+    aligned = copy.deepcopy(tiny_network())
+    simulation = Simulation(aligned, scheme, tiny_ranges())
+    shifts = align_means(simulation, Simulation(tiny_network(), all_float(), {}), images)
+    assert set(shifts) == set(tiny_layers())
+    head = "network.output.heads.fgbg"
+    with torch.inference_mode():
+        clean = tiny_network()(images)[0]
+        found = simulation(images)[0]
+        before = Simulation(tiny_network(), scheme, tiny_ranges())(images)[0]
+    levels = (tiny_ranges()[head][1] - tiny_ranges()[head][0]) / 255
+    assert float((found.mean((0, 2, 3)) - clean.mean((0, 2, 3))).abs().max()) < levels
+    assert float((found - clean).abs().mean()) < 0.8 * float((before - clean).abs().mean())
 
 
 # -- grids ------------------------------------------------------------------------------------------

@@ -100,11 +100,10 @@ def test_trained_levels_are_the_files_levels(images: npt.NDArray[np.uint8]) -> N
         if node.op_type != "Conv" or node.name not in tiny_layers() or "stage1" in node.name:
             continue
         levels, scale = (values[name] for name in writers[node.input[1]].input[:2])
-        module = network().get_submodule(node.name)
-        weight = module.weight
+        weight = network().get_submodule(node.name).weight
+        assert isinstance(weight, torch.Tensor)
         if levels.shape == tuple(weight.shape):  # not a merged one
             kernel = levels.astype(np.float32) * scale.reshape(-1, 1, 1, 1)
-            assert isinstance(weight, torch.Tensor)
             np.testing.assert_allclose(kernel, round_weight(weight).numpy(), atol=1e-6 * np.abs(kernel).max())
             checked += 1
     assert checked > 50

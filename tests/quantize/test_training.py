@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from nailcore.errors import CheckFailedError, NailtoolError
 from nailcore.facts import Interval
 from quantize import find_recipe, load_recipe, load_recipes, search
 from quantize.finetune import hash_network
+from quantize.palettes import PALETTES, load_tables
 from quantize.prepare import prepare
 from quantize.prepared import open_prepared
 from quantize.recipe import FineTune, Recipe, Search
@@ -57,6 +60,23 @@ def test_a_fine_tuned_network_is_prepared_with_a_note_and_its_checkpoint_is_gone
     make(recipe, hands, tmp_path / "again")
     again = open_prepared(tmp_path / "again").load_network(tiny_variant(), weights_path(tiny_variant()))
     assert hash_network(again) == hash_network(changed)
+
+
+def test_fitted_palettes_are_trained_where_a_recipe_says_so(hands: Dataset, tmp_path: Path) -> None:
+    short = FineTune(steps=2, batch=1, crop_px=64, lr=0.05)
+    fitted = find_recipe("palette-6").model_copy(update={"targets": ("coreml",)})
+    make(fitted, hands, tmp_path / "fitted")
+    make(fitted.model_copy(update={"finetune": short}), hands, tmp_path / "tuned")
+    before, after = (load_tables(tmp_path / name / PALETTES) for name in ("fitted", "tuned"))
+    assert set(before) == set(after)
+    assert any(not np.array_equal(before[name].values, after[name].values) for name in before)
+    opened = open_prepared(tmp_path / "tuned")
+    assert opened.card.notes["finetune"]["steps"] == 2
+    network = opened.load_network(tiny_variant(), weights_path(tiny_variant()))
+    for name, table in after.items():
+        weight = network.get_submodule(name).weight
+        assert isinstance(weight, torch.Tensor)
+        np.testing.assert_array_equal(weight.numpy(), table.values)
 
 
 def test_what_a_search_chose_stays_in_float_and_everything_tried_is_noted(
