@@ -10,6 +10,7 @@ from nailcore.gate_facts import SpeedRatio, SpeedRun
 
 MIN_ROUNDS = 5  # fewer medians than that have no interval to speak of
 RESAMPLES = 2000
+MAX_DRIFT = 1.5  # of the ratio: then something happened to one of the two files alone
 
 
 def compare_speed(run: SpeedRun, sha256: str, fp32_sha256: str) -> SpeedRatio | str:
@@ -20,11 +21,12 @@ def compare_speed(run: SpeedRun, sha256: str, fp32_sha256: str) -> SpeedRatio | 
     for who, measurement in (("", found), ("its fp32: ", fp32)):
         if measurement.software_gpu:
             return f"{who}a GPU played by the processor has no meaningful speed"
-        if measurement.invalid:
-            return f"{who}{'; '.join(measurement.invalid)}"
     ours, theirs = _rounds(found), _rounds(fp32)
     if len(ours) != len(theirs) or len(ours) < MIN_ROUNDS:
         return f"{min(len(ours), len(theirs))} rounds in common (at least {MIN_ROUNDS} needed)"
+    first, last = _find_drift(ours / theirs)
+    if max(first, last) > MAX_DRIFT * min(first, last):
+        return f"their ratio went from {first:.2f} to {last:.2f} during the run; measure again with --force"
     return SpeedRatio(
         device=run.device,
         runtime=found.runtime,
@@ -48,6 +50,12 @@ def bootstrap_ratio(
     picks = np.random.default_rng(seed).integers(len(ratios), size=(RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])
     return Interval(value=float(np.median(ratios)), low=float(low), high=float(high))
+
+
+def _find_drift(ratios: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Median of the first and of the last third: a busy minute slows both files, and moves no ratio."""
+    third = len(ratios) // 3
+    return float(np.median(ratios[:third])), float(np.median(ratios[-third:]))
 
 
 def _find(run: SpeedRun, sha256: str) -> Measurement | None:

@@ -139,9 +139,19 @@ def test_a_device_that_runs_no_such_file_is_noted_one_that_failed_keeps_it_open(
     other = Unmeasured(device="cpu", reason="it runs onnx files only", asked_for=False)
     verdict = judge_file(FILE, FP32, make_parity(FILE), RULES, unmeasured=[other])
     assert verdict.decision == "shippable" and "onnx files only" in verdict.notes[0]
-    busy = make_run([(FP32, 40.0), (FILE, 20.0)], invalid=["drift"])
-    verdict = judge_file(FILE, FP32, make_parity(FILE), RULES, runs=[busy])
-    assert verdict.decision == "undecided" and "drift" in verdict.unknowns[0] and verdict.speed == []
+    run = make_run([(FP32, 40.0), (FILE, 20.0)])
+    slowing = run.measurements[1]
+    samples = [ms * (1 if n < len(slowing.cpu_ms) // 2 else 2) for n, ms in enumerate(slowing.cpu_ms)]
+    slowing = slowing.model_copy(update={"cpu_ms": samples})
+    throttled = run.model_copy(update={"measurements": [run.measurements[0], slowing]})
+    verdict = judge_file(FILE, FP32, make_parity(FILE), RULES, runs=[throttled])
+    assert verdict.decision == "undecided" and verdict.speed == []
+    assert "ratio went from 0.5" in verdict.unknowns[0] and "--force" in verdict.unknowns[0]
+
+
+def test_a_drift_that_both_files_share_is_no_obstacle() -> None:
+    busy = make_run([(FP32, 40.0), (FILE, 20.0)], invalid=["drift: CPU time went from 20 to 31 ms"])
+    assert judge_file(FILE, FP32, make_parity(FILE), RULES, runs=[busy]).decision == "shippable"
 
 
 def test_fp32_itself_is_compared_with_nothing() -> None:
