@@ -38,8 +38,11 @@ def half_ulp(values: F64, value_type: str) -> F64:
     return np.asarray(np.ldexp(1.0, np.maximum(exponent, lowest) - bits), np.float64)
 
 
-def measure_loss(stored: Stored, reference: F64) -> tuple[float, Breach | None]:
+def measure_loss(stored: Stored, reference: F64, *, exact: bool = False) -> tuple[float, Breach | None]:
     """(largest loss as a share of what the storage form allows, the first rule that is broken).
+
+    ``exact``: the reference was rounded to the levels of codes and palettes before, so that storing it so
+    may cost no more than the rounding of scales and entries.
 
     Rules: a float is the nearest one; a linear code lies within half a step of its own scale, whose step
     is no coarser than the weight's range needs; a palette index points to the nearest entry of its own
@@ -52,7 +55,7 @@ def measure_loss(stored: Stored, reference: F64) -> tuple[float, Breach | None]:
         breach = _check_dropped(values, reference, kept)
         if breach is not None:
             return float("inf"), breach
-    allowed, rule = _allow(stored, values, reference)
+    allowed, rule = _allow(stored, values, reference, exact=exact)
     if kept is not None:
         allowed = np.where(kept, allowed, np.abs(reference))
     share, breach = _find_worst(values, reference, allowed, rule)
@@ -61,7 +64,7 @@ def measure_loss(stored: Stored, reference: F64) -> tuple[float, Breach | None]:
     return share, breach
 
 
-def _allow(stored: Stored, values: F64, reference: F64) -> tuple[F64, str]:
+def _allow(stored: Stored, values: F64, reference: F64, *, exact: bool) -> tuple[F64, str]:
     """The bound at each value, and the rule in words."""
     kind = stored.value_type
     rounding = half_ulp(reference, kind)
@@ -69,12 +72,16 @@ def _allow(stored: Stored, values: F64, reference: F64) -> tuple[F64, str]:
         finite = np.where(np.isfinite(values), values, 0.0)
         if stored.palette is not None:
             # Tables are computed before their entries are rounded, so a weight midway may go either way.
-            slack = 4 * np.maximum(rounding, half_ulp(finite, kind))
+            slack: F64 = np.asarray(4 * np.maximum(rounding, half_ulp(finite, kind)), np.float64)
+            if exact:
+                return slack, "its palette holds another value"
             nearest = find_nearest(stored.palette, reference)
             return nearest + slack, "another entry of its palette is nearer"
         if stored.step is not None:
             # Its scale and the quotient are rounded to the program's precision too.
             slack = rounding + half_ulp(finite, kind) + np.abs(finite) * 2.0 ** (1 - _SMALLEST[kind][1])
+            if exact:
+                return slack, f"its code stands for another value ({stored.form})"
             # A zero point is rounded too: where the code is the range's last, up to another half step.
             half = stored.step / 2
             if stored.saturated is not None:

@@ -123,10 +123,10 @@ def _look_through(
         nodes.append(Node(op.name, op.op, inputs, shapes, bool(op.blocks)))
     outputs = {}
     for name in program.block.outputs:
-        source = known.get(name)
-        if not isinstance(source, Source):
+        computed = known.get(name)
+        if not isinstance(computed, Source):
             raise ArtifactError(f"Output '{name}' is not computed by the program.")
-        outputs[name] = source
+        outputs[name] = computed
     return tuple(nodes), outputs, tuple(quantizers)
 
 
@@ -183,15 +183,18 @@ def _resolve(
     return tuple(found)
 
 
-def compare_packages(shipped: Package, sibling: Package) -> Findings:
-    """All that tells the shipped package from its sibling beyond rounding within each weight's bound."""
+def compare_packages(shipped: Package, sibling: Package, *, exact: bool = False) -> Findings:
+    """All that tells the shipped package from its sibling beyond rounding within each weight's bound.
+
+    ``exact``: the sibling's kernels were rounded to the shipped levels before (see ``measure_loss``).
+    """
     findings = Findings(operations=len(shipped.nodes))
     findings.breaches += _compare_descriptions(shipped, sibling)
     if [n.op for n in shipped.nodes] != [n.op for n in sibling.nodes]:
         findings.breaches.append(_first_other_op(shipped, sibling))
         return findings  # positions mean nothing any more
     for ours, theirs in zip(shipped.nodes, sibling.nodes, strict=True):
-        findings.breaches += _compare_nodes(ours, theirs, findings)
+        findings.breaches += _compare_nodes(ours, theirs, findings, exact=exact)
     for name, source in sibling.outputs.items():
         found = shipped.outputs.get(name)
         if found != source:
@@ -215,7 +218,7 @@ def _first_other_op(shipped: Package, sibling: Package) -> str:
     )
 
 
-def _compare_nodes(ours: Node, theirs: Node, findings: Findings) -> Iterator[str]:
+def _compare_nodes(ours: Node, theirs: Node, findings: Findings, *, exact: bool) -> Iterator[str]:
     label = f"{ours.op} '{ours.name}'"
     if ours.nested or theirs.nested:
         yield f"{label} holds blocks of its own, which are not compared"
@@ -231,11 +234,11 @@ def _compare_nodes(ours: Node, theirs: Node, findings: Findings) -> Iterator[str
             yield f"{label}: {argument} has {len(pair[0])} values, in the sibling {len(pair[1])}"
             continue
         for a, b in zip(*pair, strict=True):
-            yield from _compare_arguments(f"{argument} of {label}", a, b, findings)
+            yield from _compare_arguments(f"{argument} of {label}", a, b, findings, exact=exact)
 
 
 def _compare_arguments(
-    place: str, ours: Source | Stored, theirs: Source | Stored, findings: Findings
+    place: str, ours: Source | Stored, theirs: Source | Stored, findings: Findings, *, exact: bool
 ) -> Iterator[str]:
     if isinstance(ours, Source) or isinstance(theirs, Source):
         if ours != theirs:
@@ -246,7 +249,7 @@ def _compare_arguments(
     if ours.values.shape != theirs.values.shape:
         yield f"{place} has shape {ours.values.shape}, in the sibling {theirs.values.shape}"
     elif ours.is_float and theirs.is_float:
-        share, breach = measure_loss(ours, np.asarray(theirs.values, np.float64))
+        share, breach = measure_loss(ours, np.asarray(theirs.values, np.float64), exact=exact)
         if share > findings.bound_share:
             findings.bound_share, findings.worst_weight = share, ours.name
         if breach is not None:

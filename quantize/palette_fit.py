@@ -96,7 +96,7 @@ def measure_statistics(network: ExportForm, images: torch.Tensor, *, seed: int =
                 fgbg = network(image[None].clone().requires_grad_(True))[0]
                 margin = fgbg[:, 1] - fgbg[:, 0]
                 mixture = (margin * torch.randn_like(margin)).sum()
-                mixture.backward()  # type: ignore[no-untyped-call]
+                mixture.backward()
             for name, out in kept.items():
                 gradient = torch.zeros(out.shape[1]) if out.grad is None else out.grad.square().sum((0, 2, 3))
                 sums[name] = sums.get(name, torch.zeros(out.shape[1])) + gradient

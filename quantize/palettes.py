@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,11 +109,11 @@ def _iterate(values: F64, weights: F64, entries: F64) -> F64:
 
 def nearest(entries: F64, values: F64) -> npt.NDArray[np.int64]:
     """Index of the nearest of sorted entries."""
-    return np.searchsorted((entries[1:] + entries[:-1]) / 2, values)
+    return np.asarray(np.searchsorted((entries[1:] + entries[:-1]) / 2, values), np.int64)
 
 
 def fit_table(
-    kernel: npt.NDArray[np.floating],
+    kernel: npt.NDArray[np.floating[Any]],
     bits: int,
     group_size: int = 0,
     *,

@@ -133,7 +133,7 @@ def fit_table(reference: F64, entries: int) -> F64:
         table = np.array(
             [reference[nearest == i].mean() if (nearest == i).any() else table[i] for i in range(entries)]
         )
-    return table.astype(np.float16).astype(np.float64)
+    return np.asarray(table.astype(np.float16), np.float64)
 
 
 @settings(max_examples=40, deadline=None)

@@ -201,7 +201,9 @@ def test_an_image_output_is_written_as_the_picture_it_is(
     )
     code, _, _ = run([str(path), str(photo), "--out", str(tmp_path / "out")], capsys)
     assert code == 0
-    drawn = cv2.cvtColor(cv2.imread(str(tmp_path / "out" / "photo.picture.png")), cv2.COLOR_BGR2RGB)
+    picture = cv2.imread(str(tmp_path / "out" / "photo.picture.png"))
+    assert picture is not None
+    drawn = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     shown = feed_photo(load_package(path), read_image(photo), Feeding()).shown
     wanted = 255 - shown.astype(int)
     wanted[..., 2 if space == "RGB" else 0] += 200  # the program's last channel

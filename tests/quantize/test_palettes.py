@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,7 +33,7 @@ VARIANT = find_variant("nail43-288")
 RECIPE = {"name": "p", "summary": "s", "targets": ("coreml",), "weights_dtype": "palette4"}
 
 
-def draw_kernel(seed: int, shape: tuple[int, ...] = (16, 8, 1, 1)) -> np.ndarray:
+def draw_kernel(seed: int, shape: tuple[int, ...] = (16, 8, 1, 1)) -> npt.NDArray[np.float32]:
     rng = np.random.default_rng(seed)
     loudness = np.exp(rng.normal(0, 1.5, (shape[0], 1, 1, 1)))  # channels as uneven as depthwise kernels'
     return np.asarray(rng.standard_normal(shape) * loudness, np.float32)
@@ -46,7 +47,7 @@ def test_fitted_entries_serve_no_worse_than_even_ones(seed: int, bits: int) -> N
     entries = fit_entries(values, weights, bits)
     even = np.linspace(values.min(), values.max(), 2**bits)
 
-    def loss(table: np.ndarray) -> float:
+    def loss(table: npt.NDArray[np.float64]) -> float:
         return float((weights * np.abs(values[:, None] - table).min(1) ** 2).sum())
 
     assert len(entries) == 2**bits
