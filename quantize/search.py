@@ -118,12 +118,13 @@ def search_layers(
 ) -> SearchResult:
     """A small set of layers whose staying in float keeps the promise.
 
-    Greedy, so no proof that there is no cheaper one: layers are ranked by what each alone saves for its
-    cost; the shortest beginning of that ranking that holds is found by doubling and halving, and what it
-    does not need is taken out again. Whatever is returned with ``kept`` was itself measured.
+    Greedy, so no proof that there is no cheaper one: layers are ranked by what each alone costs in accuracy
+    for what it costs in work; the shortest beginning of that ranking that holds is found by doubling and
+    halving, and what it does not need is taken out again. Whatever is returned with ``kept`` was itself
+    measured.
 
     Args:
-        gains: layer -> what leaving it alone in float saves, in any unit.
+        gains: layer -> how much of the error its rounding causes, in any unit.
         costs: the same layers -> what that costs, in any unit, 0 or more.
         evaluate: measures a set of layers in float.
         max_drop_points: the promise, for the upper end of the drop's 95 % interval.
@@ -179,10 +180,7 @@ def choose_float_layers(
         costs = {layer: float(work[layer][0]) for layer in layers}
     step = max(1, len(samples) // RANKING_IMAGES)
     seen = samples[::step][:RANKING_IMAGES]
-    effects = [measure_image(simulation, variant, sample, alone=False) for sample in seen]
-    gains = {
-        layer: sum(e.rounded.margin_error - e.without[layer].margin_error for e in effects)
-        for layer in layers
-    }
+    effects = [measure_image(simulation, variant, sample, left_out=False) for sample in seen]
+    gains = {layer: sum(e.only[layer].margin_error for e in effects) for layer in layers}
     trials = Trials(simulation, variant, samples)
     return search_layers(gains, costs, trials.evaluate, max_drop_points, report=report, max_trials=max_trials)

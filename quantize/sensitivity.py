@@ -43,11 +43,11 @@ def measure_image(
     sample: Sample,
     progress: Progress | None = None,
     *,
-    alone: bool = True,
+    left_out: bool = True,
 ) -> ImageEffects:
     """Every layer's effect on one image, in the memory of two forward passes.
 
-    ``alone=False`` leaves out what each layer does when it is rounded alone, which is half of the work.
+    ``left_out=False`` does without the trials in which one layer stays in float, which are half of the work.
 
     All tensors of the float and of the rounded pass are kept, and each trial computes again only what
     it changes. The simulation is left with the scheme it came with.
@@ -59,14 +59,14 @@ def measure_image(
     started_s = time.process_time()
     scheme, layers = simulation.scheme, [n for n in simulation.layers if n in simulation.plan.integer]
     view = View(variant, sample, simulation.network.names.index("fgbg"))
-    steps, done = (1 + alone) * len(layers), 0
+    steps, done = (1 + left_out) * len(layers), 0
     only, without = {}, {}
     try:
         with torch.inference_mode():
             simulation.set_scheme(replace(scheme, keep_float=frozenset(simulation.layers), glue=False))
             values, plan = simulation.run_all(view.x), simulation.plan
             clean, confusion = view.see([values[name] for name in simulation.outputs])
-            for layer in layers if alone else ():
+            for layer in layers:
                 simulation.set_scheme(scheme.only(layer, simulation.layers))
                 only[layer] = view.count(simulation.run_changed(values, plan), clean)
                 done += 1
@@ -75,7 +75,7 @@ def measure_image(
             simulation.set_scheme(scheme)
             values, plan = simulation.run_all(view.x), simulation.plan
             rounded = view.count([values[name] for name in simulation.outputs], clean)
-            for layer in layers:
+            for layer in layers if left_out else ():
                 simulation.set_scheme(scheme.without(layer))
                 without[layer] = view.count(simulation.run_changed(values, plan), clean)
                 done += 1
@@ -202,6 +202,7 @@ def summarise(
                 weights=work[layer][1],
                 only_drop_points=bootstrap_drop("nail_iou", clean, only),
                 only_flipped_permille=1000 * sum(e.only[layer].flipped for e in effects) / pixels,
+                only_share=sum(e.only[layer].margin_error for e in effects) / all_error,
                 without_drop_points=bootstrap_drop("nail_iou", clean, without),
                 without_flipped_permille=1000 * flipped / pixels,
                 saved_points=bootstrap_drop("nail_iou", without, rounded),

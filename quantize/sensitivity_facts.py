@@ -33,6 +33,7 @@ class LayerSensitivity(Fact):
     weights: int
     only_drop_points: Interval
     only_flipped_permille: float
+    only_share: float  # of the margin's squared error with everything rounded
     without_drop_points: Interval
     without_flipped_permille: float
     saved_points: Interval  # what leaving it in float wins back, of the drop with everything rounded
@@ -58,8 +59,9 @@ class SensitivityResult(Fact):
     cpu_s: float
 
     def rank(self) -> list[LayerSensitivity]:
-        """The layers whose kernel saves most of the margin's error when it stays in float, first.
+        """The layers that cause most of the margin's error when each is rounded alone, first.
 
-        Flipped pixels say the same in coarse steps: a single layer moves a few dozen of them.
+        Not by what leaving a layer in float saves: both branches' first layers err the same way, so errors
+        cancel, and repairing one of them alone shows nothing. Nor by flipped pixels, which are few.
         """
-        return sorted(self.layers, key=lambda layer: (-layer.saved_share, layer.layer))
+        return sorted(self.layers, key=lambda layer: (-layer.only_share, layer.layer))

@@ -15,11 +15,11 @@ _STYLE = (
 
 
 def draw_sensitivity(result: SensitivityResult) -> str:
-    """One SVG document; left the pixels that rounding a layer alone flips, right what leaving it saves."""
+    """One SVG document: left the error of a layer rounded alone, right what leaving it in float saves."""
     height = _TOP + _ROW * len(result.layers) + 12
     width = _LABEL + 2 * (_BAR + 60)
     second = _LABEL + _BAR + 60
-    most_only = max((each.only_flipped_permille for each in result.layers), default=0.0) or 1.0
+    most_only = max((each.only_share for each in result.layers), default=0.0) or 1.0
     most_saved = max((abs(each.saved_share) for each in result.layers), default=0.0) or 1.0
     drop = result.drop_points
     images = "synthetic images" if result.images.synthetic else "photographs"
@@ -32,18 +32,18 @@ def draw_sensitivity(result: SensitivityResult) -> str:
         f"[{drop.low:.2f}–{drop.high:.2f}]</text>",
         f'<text class="m" x="4" y="33">{result.images.count} {images} of {escape(result.images.name)}; '
         f"simulated in {escape(result.runtime)}</text>",
-        f'<text x="{_LABEL}" y="54">flipped ‰, only this layer rounded</text>',
+        f'<text x="{_LABEL}" y="54">% of the margin\'s error, only this layer rounded</text>',
         f'<text x="{second}" y="54">% of the margin\'s error saved, only its kernel in float</text>',
     ]
     for row, layer in enumerate(result.layers):
         y = _TOP + row * _ROW
-        only = _BAR * layer.only_flipped_permille / most_only
+        only = _BAR * layer.only_share / most_only
         saved = _BAR * abs(layer.saved_share) / most_saved
         # What makes it worse is drawn pale: rounding errors can cancel.
         pale = ' opacity="0.35"' if layer.saved_share < 0 else ""
         parts += [
             f'<text x="{_LABEL - 6}" y="{y + 10}" text-anchor="end">{escape(_shorten(layer.layer))}</text>',
-            _draw_bar(_LABEL, y, only, _ONLY, text=f"{layer.only_flipped_permille:.3f}"),
+            _draw_bar(_LABEL, y, only, _ONLY, text=f"{100 * layer.only_share:.1f}"),
             _draw_bar(second, y, saved, _SAVED, text=f"{100 * layer.saved_share:.1f}", more=pale),
         ]
     return "\n".join([*parts, "</svg>\n"])

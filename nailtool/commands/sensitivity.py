@@ -92,22 +92,31 @@ def _show_layers(terminal: Terminal, fact: SensitivityResult, top: int) -> None:
     terminal.table(
         f"{fact.variant} {fact.recipe}, simulated on {fact.images.count} {kind} ({fact.part}): everything "
         f"rounded flips {fact.flipped_permille:.2f} ‰ and drops {_points(drop)} points of nail IoU. "
-        f"The {min(top, len(fact.layers))} layers whose kernel, left in float, saves most of the margin's "
-        "error:",
-        ("layer", "MMAC", "saves %", "saves ‰", "saves points", "alone flips ‰", "alone drops points"),
+        f"The {min(top, len(fact.layers))} layers that cause most of the margin's error when rounded alone:",
+        (
+            "layer",
+            "MMAC",
+            "alone: % of error",
+            "flips ‰",
+            "drops points",
+            "in float: saves % of error",
+            "saves ‰",
+            "saves points",
+        ),
         (
             (
                 layer.layer,
                 f"{layer.macs / 1e6:.1f}",
+                f"{100 * layer.only_share:.1f}",
+                f"{layer.only_flipped_permille:.3f}",
+                _points(layer.only_drop_points),
                 f"{100 * layer.saved_share:.1f}",
                 f"{layer.saved_permille:.3f}",
                 _points(layer.saved_points),
-                f"{layer.only_flipped_permille:.3f}",
-                _points(layer.only_drop_points),
             )
             for layer in fact.rank()[:top]
         ),
-        right=("MMAC", "saves %", "saves ‰", "saves points", "alone flips ‰", "alone drops points"),
+        right=("MMAC", "alone: % of error", "flips ‰", "in float: saves % of error", "saves ‰"),
     )
 
 

@@ -76,12 +76,9 @@ def test_a_layer_that_is_made_bad_comes_first(hands: Dataset) -> None:
         return (kernel.mul(2).round().div(2), bias) if name == bad else (kernel, bias)
 
     simulation._round_kernel = worse  # type: ignore[method-assign]
-    found = [measure_image(simulation, tiny_variant(), sample, alone=False) for sample in hands.samples]
-    saved = {
-        layer: sum(e.rounded.margin_error - e.without[layer].margin_error for e in found)
-        for layer in tiny_layers()
-    }
-    assert max(saved, key=lambda layer: saved[layer]) == bad
+    found = [measure_image(simulation, tiny_variant(), sample, left_out=False) for sample in hands.samples]
+    errors = {layer: sum(e.only[layer].margin_error for e in found) for layer in tiny_layers()}
+    assert max(errors, key=lambda layer: errors[layer]) == bad
 
 
 def make_result(effects: list[ImageEffects]) -> SensitivityResult:
@@ -108,8 +105,9 @@ def test_pooling_ranks_layers_and_counts_their_work(effects: list[ImageEffects])
     result = make_result(effects)
     assert [layer.layer for layer in result.layers] == list(tiny_layers())
     ranked = result.rank()
-    assert ranked[0].saved_share >= ranked[-1].saved_share
-    assert 0 < ranked[0].saved_share <= 1
+    shares = [layer.only_share for layer in ranked]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0
     first = next(layer for layer in result.layers if layer.layer == "network.high.stage1.0")
     assert (first.weights, first.macs) == (32 * 3 * 9, 32 * 3 * 9 * 32 * 32)
     assert SensitivityResult.model_validate_json(result.model_dump_json()) == result
