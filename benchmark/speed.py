@@ -21,6 +21,9 @@ def compare_speed(run: SpeedRun, sha256: str, fp32_sha256: str) -> SpeedRatio | 
     for who, measurement in (("", found), ("its fp32: ", fp32)):
         if measurement.software_gpu:
             return f"{who}a GPU played by the processor has no meaningful speed"
+        if measurement.invalid:
+            # Pairing does not mend it: a round takes seconds in a browser, and load changes within one.
+            return f"{who}{'; '.join(measurement.invalid)}; measure again with --force"
     ours, theirs = _rounds(found), _rounds(fp32)
     if len(ours) != len(theirs) or len(ours) < MIN_ROUNDS:
         return f"{min(len(ours), len(theirs))} rounds in common (at least {MIN_ROUNDS} needed)"
@@ -53,7 +56,7 @@ def bootstrap_ratio(
 
 
 def _find_drift(ratios: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Median of the first and of the last third: a busy minute slows both files, and moves no ratio."""
+    """Median of the first and of the last third; a busy minute that slows both files alike moves no ratio."""
     third = len(ratios) // 3
     return float(np.median(ratios[:third])), float(np.median(ratios[-third:]))
 
