@@ -223,7 +223,7 @@ def _check_identity(case: _Case) -> Gate:
 
     shipped = open_package(case.path)
     sibling = shipped if case.sibling == case.path else open_package(case.sibling)
-    findings = compare_packages(shipped, sibling)
+    findings = compare_packages(shipped, sibling, exact=case.prepared is not None)
     if shipped.quantizers and not findings.breaches:
         images = [image for _, image in case.photos(SEMANTICS_PHOTOS)]
         findings.breaches += check_quantizers(

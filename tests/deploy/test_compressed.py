@@ -1,0 +1,265 @@
+"""Compressed files of a shipped variant: sizes, stable bytes, and planted defects that their checks find."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from benchmark.coreml_identity import compare_packages, open_package
+from benchmark.coreml_quantizers import check_quantizers
+from deploy import coreml, tflite
+from deploy.coreml_compress import share_constants
+from deploy.tfjs_graph import GraphModel
+from deploy.tfjs_quantize import SMALL_VALUES, choose_storage, measure_noise
+from deploy.tflite import TfliteRunner
+from model_zoo import find_variant, weights_path
+from nailcore.artifact import open_artifact, read_manifest
+from nailcore.errors import ConversionError
+from nailcore.preprocess import letterbox
+from quantize import find_recipe
+from quantize.prepared import open_prepared
+from tests.built import build_artifact, load_hands, prepare_recipe
+from tests.deploy.broken_packages import Editor
+
+VARIANT = find_variant("nail43-288")
+LAYER = "network.low.stage6.1.layers.0"
+# Of the fp32 file of the same target.
+MAX_RATIO = {
+    ("coreml", "palette-4"): 0.15,
+    ("coreml", "int8-weights"): 0.30,
+    ("coreml", "w8a8"): 0.31,
+    ("tfjs", "uint8"): 0.27,
+    ("tflite", "int8-per-channel"): 0.36,
+}
+
+
+@pytest.mark.parametrize(("kind", "recipe"), MAX_RATIO)
+def test_a_file_is_as_small_as_its_recipe_promises(kind: str, recipe: str) -> None:
+    small, full = (read_manifest(build_artifact(VARIANT.name, kind, r)) for r in (recipe, "fp32"))
+    assert small.size_bytes <= MAX_RATIO[kind, recipe] * full.size_bytes
+    if kind == "coreml":
+        expected = {"palette-4": "iOS18", "int8-weights": "iOS16", "w8a8": "iOS17"}[recipe]
+        assert small.made_by.config["minimum_target"] == expected
+
+
+def test_equal_inputs_make_equal_bytes(tmp_path: Path) -> None:
+    built = read_manifest(build_artifact(VARIANT.name, "coreml", "palette-4"))
+    recipe = find_recipe("palette-4").model_dump(mode="json")
+    prepared = prepare_recipe(VARIANT.name, "palette-4")
+    again = coreml.convert(VARIANT, recipe, weights_path(VARIANT), tmp_path / built.file, prepared=prepared)
+    assert again.sha256 == built.sha256
+
+
+def test_without_what_was_prepared_nothing_is_written(tmp_path: Path) -> None:
+    _, onnx = open_artifact(build_artifact(VARIANT.name, "onnx"))
+    for target, name, parent in (
+        (coreml, "palette-4", weights_path(VARIANT)),
+        (tflite, "int8-per-channel", onnx),
+    ):
+        recipe = find_recipe(name).model_dump(mode="json")
+        with pytest.raises(ConversionError, match="prepared"):
+            target.convert(VARIANT, recipe, parent, tmp_path / f"x{target.SUFFIX}")
+    assert not list(tmp_path.iterdir())
+
+
+# -- CoreML: the identity gate ------------------------------------------------------------
+@cache
+def sibling_of(recipe: str) -> Path:
+    """The float32 package of what a recipe prepared."""
+    folder = prepare_recipe(VARIANT.name, recipe)
+    path = folder.parent.parent / f"{recipe}.sibling.mlpackage"
+    coreml.convert_sibling(VARIANT, open_prepared(folder).load_network(VARIANT, weights_path(VARIANT)), path)
+    return path
+
+
+def find_problems(package: Path, recipe: str) -> list[str]:
+    shipped, sibling = open_package(package), open_package(sibling_of(recipe))
+    problems = list(compare_packages(shipped, sibling, exact=True).breaches)
+    if shipped.quantizers and not problems:
+        image = letterbox(load_hands().samples[0].load_image(), VARIANT.height_px, VARIANT.width_px)
+        problems += check_quantizers(shipped, sibling, sibling_of(recipe), "image", [image])
+    return problems
+
+
+@pytest.mark.parametrize("recipe", ["palette-4", "int8-weights", "w8a8"])
+def test_sound_packages_pass_the_identity_gate(recipe: str) -> None:
+    _, package = open_artifact(build_artifact(VARIANT.name, "coreml", recipe))
+    assert find_problems(package, recipe) == []
+    if recipe == "w8a8":
+        assert len(open_package(package).quantizers) > 80
+
+
+def find_part(edit: Editor, kind: str, part: str) -> Any:
+    """A stored value of the decompression of ``LAYER``'s kernel."""
+    spelled = LAYER.replace(".", "_")
+    op = next(o for o in edit.block.operations if o.type == kind and spelled in o.outputs[0].name)
+    return op.inputs[part].arguments[0].value if part in op.inputs else op.attributes[part]
+
+
+def shuffle_palette(edit: Editor) -> None:
+    edit.change(find_part(edit, "constexpr_lut_to_dense", "lut"), lambda a: np.flip(a, -2))
+
+
+def grow_channel_scale(edit: Editor) -> None:
+    def grow(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        scale[3] *= 1.01
+        return scale
+
+    edit.change(find_part(edit, "constexpr_blockwise_shift_scale", "scale"), grow)
+
+
+def wrong_scale(edit: Editor) -> None:
+    edit.change(find_part(edit, "constexpr_affine_dequantize", "scale"), lambda a: a * 1.02)
+
+
+def wrong_zero_point(edit: Editor) -> None:
+    edit.change(find_part(edit, "constexpr_affine_dequantize", "zero_point"), lambda a: a + 1)
+
+
+def one_way_scale(edit: Editor) -> None:
+    """What a quantize divides by, its dequantize does not multiply with."""
+    op = next(o for o in edit.block.operations if o.type == "dequantize")
+    edit.rebind(op, "scale", lambda a: a * 1.1)
+
+
+def narrow_levels(edit: Editor) -> None:
+    """Levels that end at a tenth of the activations."""
+    narrowed: dict[str, str] = {}
+    for op in [o for o in edit.block.operations if o.type in ("quantize", "dequantize")]:
+        binding = op.inputs["scale"].arguments[0]
+        if binding.name in narrowed:
+            binding.name = narrowed[binding.name]
+            continue
+        shared = binding.name
+        edit.rebind(op, "scale", lambda a: a * 0.1)
+        narrowed[shared] = binding.name
+
+
+DEFECTS: list[tuple[str, Callable[[Editor], None], str]] = [
+    ("palette-4", shuffle_palette, "palette"),
+    ("palette-4", grow_channel_scale, "palette"),
+    ("int8-weights", wrong_scale, "int8 linear"),
+    ("int8-weights", wrong_zero_point, "int8 linear"),
+    ("w8a8", one_way_scale, "widens with another scale"),
+    ("w8a8", narrow_levels, "beyond its levels"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "plant", "word"), DEFECTS)
+def test_planted_defects_fail_the_identity_gate(
+    recipe: str, plant: Callable[[Editor], None], word: str, tmp_path: Path
+) -> None:
+    _, package = open_artifact(build_artifact(VARIANT.name, "coreml", recipe))
+    edit = Editor(package, tmp_path / "broken.mlpackage")
+    plant(edit)
+    edit.save()
+    problems = find_problems(edit.out, recipe)
+    assert problems
+    assert word in problems[0], problems[0]
+
+
+def test_shared_constants_leave_the_program_what_it_was() -> None:
+    _, package = open_artifact(build_artifact(VARIANT.name, "coreml", "fp16"))
+    before = open_package(package)
+    folder = package.parent / "shared.mlpackage"
+    edit = Editor(package, folder)
+    count = len(edit.block.operations)
+    share_constants(edit.block)
+    edit.save()
+    after = open_package(folder)
+    shutil.rmtree(folder)
+    assert len(edit.block.operations) < 0.6 * count
+    assert not [b for b in compare_packages(after, before).breaches if "files of" not in b]
+
+
+# -- TF.js --------------------------------------------------------------------------------
+def test_one_loud_channel_is_noise_for_the_others() -> None:
+    rng = np.random.default_rng(0)
+    even = rng.standard_normal((3, 3, 64, 1)).astype(np.float32)
+    loud = even.copy()
+    loud[:, :, 0] *= 200
+    assert measure_noise(even) < 0.02
+    assert measure_noise(loud) > 0.2
+    big = rng.standard_normal((1, 1, 400, 400)).astype(np.float32)
+    stored = choose_storage({"even": even, "loud": loud, "big": big, "bias": even[0, 0, :, 0]}, "uint8")
+    assert stored == {"uint8": ["big"], "uint16": ["even", "loud"], "float16": ["bias"]}
+    assert even.size <= SMALL_VALUES
+
+
+def test_codes_stand_for_the_weights_and_a_swapped_scale_does_not(tmp_path: Path) -> None:
+    (_, small), (_, full) = (
+        open_artifact(build_artifact(VARIANT.name, "tfjs", recipe)) for recipe in ("uint8", "fp32")
+    )
+    convolutions = [one.name for one in GraphModel(full).list_layers() if "Conv" in one.op]
+
+    def measure_worst(folder: Path) -> float:
+        found, expected = GraphModel(folder), GraphModel(full)
+        worst = 0.0
+        for name in convolutions:
+            a, b = found.read_weight(name), expected.read_weight(name)
+            assert a is not None
+            assert b is not None
+            worst = max(worst, float(np.abs(a - b).max() / np.ptp(b)))
+        return worst
+
+    assert 0 < measure_worst(small) <= 0.5 / 255 * 1.001
+    broken = shutil.copytree(small, tmp_path / "broken.tfjs")
+    document = json.loads((broken / "model.json").read_text())
+    for weight in document["weightsManifest"][0]["weights"]:
+        stored = weight.get("quantization", {})
+        if stored.get("dtype") == "uint8":
+            stored["scale"], stored["min"] = stored["min"], stored["scale"]
+    (broken / "model.json").write_text(json.dumps(document))
+    assert measure_worst(broken) > 1
+
+
+def test_a_layer_to_keep_in_float_is_refused_by_name(tmp_path: Path) -> None:
+    from deploy import tfjs
+
+    recipe = find_recipe("uint8").model_dump(mode="json")
+    recipe["weights"]["keep_float"] = ["network.high.stage1.0"]
+    with pytest.raises(ConversionError, match="keep_float"):
+        tfjs.convert(VARIANT, recipe, tmp_path / "none.onnx", tmp_path / "x.tfjs")
+
+
+# -- TFLite -------------------------------------------------------------------------------
+def test_integers_inside_floats_outside_and_a_changed_scale_shows(tmp_path: Path) -> None:
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    artifact, path = open_artifact(build_artifact(VARIANT.name, "tflite", "int8-per-channel"))
+    _, full = open_artifact(build_artifact(VARIANT.name, "tflite"))
+    image = letterbox(load_hands().samples[0].load_image(), VARIANT.height_px, VARIANT.width_px)[None]
+
+    def measure_error(file: Path) -> float:
+        """RMS of what the nail logits are off by, as a share of their spread."""
+        found, expected = (TfliteRunner(artifact, one).run(image)["fgbg"] for one in (file, full))
+        return float(np.sqrt(np.mean((found - expected) ** 2)) / np.std(expected))
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    graph = model.subgraphs[0]
+    kinds = {graph.tensors[i].type for i in (*graph.inputs, *graph.outputs)}
+    assert kinds == {schema.TensorType.FLOAT32}
+    assert set(artifact.output_names) == {output.name for output in VARIANT.outputs}
+    sound = measure_error(path)
+    kernels = [
+        graph.tensors[op.inputs[1]]
+        for op in graph.operators
+        if len(op.inputs) == 3 and len(graph.tensors[op.inputs[1]].shape) == 4
+    ]
+    kernel = max(kernels, key=lambda tensor: int(np.prod(tensor.shape)))
+    kernel.quantization.scale = np.asarray(kernel.quantization.scale) * 3
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    broken = tmp_path / "broken.tflite"
+    broken.write_bytes(bytes(builder.Output()))
+    assert sound < 0.25
+    assert measure_error(broken) > 2 * sound
