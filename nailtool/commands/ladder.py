@@ -46,7 +46,12 @@ SaveOption = Annotated[
     Path | None, typer.Option("--save", metavar="FILE", help="Keep the figures in this JSON file.")
 ]
 LoadOption = Annotated[
-    Path | None, typer.Option("--load", metavar="FILE", help="Show the figures of a file that --save wrote.")
+    list[Path] | None,
+    typer.Option(
+        "--load",
+        metavar="FILE",
+        help="Show what --save kept; may be repeated: of two verdicts about one file the later counts.",
+    ),
 ]
 UpdateOption = Annotated[
     list[Path] | None,
@@ -86,12 +91,12 @@ def ladder(
     from nailtool.pipeline import Order, check_data
 
     code = 0
-    if load is not None:
+    if load:
         if run:
             raise NailtoolError(
                 "--load shows figures that were kept, --run makes new ones: give one of them."
             )
-        found = read_fact(load, Ladder)
+        found = _merge([read_fact(path, Ladder) for path in load])
     else:
         registry = load_registry()
         order = Order(registry, out_dir=out, jobs=jobs, watch=terminal.watch, data=check_data(data))
@@ -125,6 +130,14 @@ def _run(terminal: Terminal, order: Order, units: Sequence[Unit], device: str | 
     else:
         devices = tuple(select_names("device", device, order.registry.devices))
     return show_failures(terminal, build_variants(order, units, GateOrder(tuple(units), devices)))
+
+
+def _merge(ladders: Sequence[Ladder]) -> Ladder:
+    """Several machines or folders side by side; a later verdict about the same kind of file wins."""
+    verdicts = {v.artifact.label: v for ladder in ladders for v in ladder.verdicts}
+    missing = {name: None for ladder in ladders for name in ladder.missing if name not in verdicts}
+    merged = {"verdicts": list(verdicts.values()), "missing": tuple(missing)}
+    return ladders[-1].model_copy(update=merged)
 
 
 def _read(order: Order, units: Sequence[Unit]) -> Ladder:

@@ -244,6 +244,13 @@ def test_a_kept_ladder_is_shown_and_written_into_documents(
     assert call("ladder", "--load", "kept.json", "--markdown") == 0
     assert "#### nail43-64, onnx" in capsys.readouterr().out
     assert call("ladder", "--load", "kept.json", "--run") == 2
+    capsys.readouterr()
+    kept = json.loads((house / "kept.json").read_text())
+    kept["verdicts"][0]["decision"] = "undecided"
+    (house / "later.json").write_text(json.dumps(kept))
+    assert call("ladder", "--load", "kept.json", "--load", "later.json", "--json") == 0
+    merged = Ladder.model_validate(read_json(capsys))
+    assert [v.decision for v in merged.verdicts] == ["undecided"], "the later verdict about a file counts"
     (house / "out/nail43-64/nail43-64.int8-x.onnx.manifest.json").unlink()
     assert call(*LADDER) == 2, "a verdict about a file that is gone is none"
 
