@@ -87,7 +87,10 @@ def test_a_wrong_key_or_value_is_named_with_what_is_allowed(
         (INTEGER.replace("[activations]", ""), "compute_dtype 'int8' and [activations] missing"),
         (STORED + "[activations]\n", "compute_dtype 'float32' and [activations] given"),
         (INTEGER.replace("[calibration]", ""), "without [calibration]"),
-        (STORED + "[passes]\ncorrect_bias = true\n", "passes.correct_bias True without [calibration]"),
+        (
+            STORED + "[passes]\ncorrect_bias = true\n",
+            "passes.correct_bias True and passes.equalize False without [calibration]",
+        ),
         (INTEGER.replace('weights_dtype = "int8"', 'weights_dtype = "palette4"'), "weights_dtype 'palette4'"),
         (INTEGER + "percentile = 99.0\n", "percentile 99 with method 'min-max'"),
         (STORED.replace('"int8"', '"float16"') + "[search]\n", "weights_dtype 'float16' with [search]"),
