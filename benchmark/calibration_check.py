@@ -1,4 +1,4 @@
-"""Was a file calibrated on what it says: these photographs, in RGB, through the preprocessing that ships?
+"""Checks that a file was calibrated on what it says: these photographs, in RGB, preprocessed as shipped.
 
 Ranges of activations hardly notice swapped colours, so neither do the figures of parity; the pixels do.
 """
