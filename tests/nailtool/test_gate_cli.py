@@ -55,6 +55,12 @@ def plan_fake_checks(
 
 
 @pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables wrap their words at 80 columns, which is what a worker process of pytest has."""
+    monkeypatch.setenv("COLUMNS", "240")
+
+
+@pytest.fixture(autouse=True)
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The fake house with recipes that quantize and a device that tells time; two bytes of photographs."""
     registry = make_registry(tmp_path)
