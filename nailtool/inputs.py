@@ -20,7 +20,6 @@ TOOLS: Mapping[str, tuple[str, ...]] = {
     "parity": ("torch", "numpy", "opencv-python-headless", "scipy"),
     "prepare": ("torch", "numpy", "opencv-python-headless", "scipy", "onnxruntime"),
     "accuracy": ("torch", "numpy", "opencv-python-headless", "scipy"),
-    "embedded": ("numpy", "opencv-python-headless", "scipy"),
     "report": ("jinja2", "pydantic"),
 }
 SPLITS = "nailcore/data/splits"  # which images of the known public sets are held out

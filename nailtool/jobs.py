@@ -53,12 +53,11 @@ def convert(
     write_manifest(out, artifact)
 
 
-def render_embedded(*, out: Path, progress: Progress) -> None:
-    """Render the default data folder."""
-    from nailcore.data.synth import make_embedded_set
+def unpack_embedded(*, out: Path, whole: bool, progress: Progress) -> None:
+    """Unpack the default data folder."""
+    from nailcore.data.synth.embedded import DOZEN, make_embedded_set
 
-    with replacing(out) as scratch:
-        make_embedded_set(scratch, progress=progress)
+    make_embedded_set(out, test_images=None if whole else DOZEN, progress=progress)
 
 
 @lru_cache(maxsize=2)

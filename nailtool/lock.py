@@ -36,7 +36,11 @@ def _owner_text(path: Path) -> str:
 
 @contextlib.contextmanager
 def hold_folder(
-    out_dir: Path, *, variants: Iterable[str] = (), files: Iterable[str] = ("embedded",), clear: bool = True
+    out_dir: Path,
+    *,
+    variants: Iterable[str] = (),
+    files: Iterable[str] = ("embedded", "embedded-whole"),
+    clear: bool = True,
 ) -> Iterator[Path]:
     """Create and lock an output folder, and clear what a killed run left; yields its state folder.
 

@@ -190,12 +190,18 @@ def check_parity(
     return run_plan(order, [*_data_stages(plan, data), *planned], data)
 
 
-def evaluate_accuracy(order: Order, variants: Sequence[str], data: Path | None) -> list[StageResult]:
-    """Evaluate the weights of variants; facts are written per variant."""
+def evaluate_accuracy(
+    order: Order, variants: Sequence[str], data: Path | None, *, whole: bool = False
+) -> list[StageResult]:
+    """Evaluate the weights of variants; facts are written per variant.
+
+    ``whole``: without ``data``, on all test images of the embedded set instead of its first dozen.
+    """
     plan = order.plan
-    node = plan.data_node(data)
+    node = plan.data_node(data, whole=whole)
     stages = [plan.accuracy_stage(order.registry.variants[name], node) for name in variants]
-    return run_plan(order, [*_data_stages(plan, data), *stages], data)
+    first = [plan.embedded_stage(whole=whole)] if data is None else []
+    return run_plan(order, [*first, *stages], data)
 
 
 def measure_latency(

@@ -191,23 +191,24 @@ class Plan:
         return FileNode(f"weights {path.name}", path), ValueNode(f"facts {facts.name}", state)
 
     # -- measurements ---------------------------------------------------------------------
-    def data_node(self, data: Path | None) -> DataNode:
-        """The user's data folder, or the embedded one."""
-        if data is None:
-            return DataNode("embedded images", self.out_dir / "embedded")
-        return DataNode("images of the data folder", data)
+    def data_node(self, data: Path | None, *, whole: bool = False) -> DataNode:
+        """The user's data folder, or the embedded one; ``whole``: with all of its test images."""
+        if data is not None:
+            return DataNode("images of the data folder", data)
+        if whole:
+            return DataNode("all embedded images", self.out_dir / "embedded-whole")
+        return DataNode("embedded images", self.out_dir / "embedded")
 
-    def embedded_stage(self) -> Stage:
-        """Renders the default data folder once."""
-        node = self.data_node(None)
+    def embedded_stage(self, *, whole: bool = False) -> Stage:
+        """Unpacks the default data folder once."""
+        node = self.data_node(None, whole=whole)
         return Stage(
-            name="embedded images",
+            name=node.name,
             family="light",
-            job="nailtool.jobs:render_embedded",
-            arguments={"out": node.location},
+            job="nailtool.jobs:unpack_embedded",
+            arguments={"out": node.location, "whole": whole},
             inputs=(
-                tools_node(*TOOLS["embedded"]),
-                sources_node(["nailcore.data.synth"], list_resources("nailcore/data/synth")),
+                sources_node(["nailcore.data.synth.embedded"], list_resources("nailcore/data/synth/pack")),
             ),
             products=(node,),
         )

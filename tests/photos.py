@@ -1,4 +1,4 @@
-"""The images parity tests look at: the photographs of $NAILTOOL_TEST_DATA, or three rendered hands."""
+"""The images parity tests look at: the photographs of $NAILTOOL_TEST_DATA, or three embedded hands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 from nailcore.data.folder import Dataset, open_dataset
 from nailcore.data.synth import make_embedded_set
-from nailcore.data.synth.embedded import SEEDS
 
 MAX_IMAGES = 3
 
@@ -22,5 +21,6 @@ def load_images(scratch: Path) -> Dataset:
         dataset = open_dataset(Path(given))
         held_out = dataset.part("held-out")[:MAX_IMAGES]
         return dataclasses.replace(dataset, samples=held_out, split=None)
-    make_embedded_set(scratch, seeds=SEEDS[:MAX_IMAGES])
-    return open_dataset(scratch)
+    make_embedded_set(scratch, test_images=MAX_IMAGES)
+    dataset = open_dataset(scratch)
+    return dataclasses.replace(dataset, samples=dataset.part("test"), split=None)

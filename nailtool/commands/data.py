@@ -71,7 +71,7 @@ def synth(
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     count: Annotated[
-        int, typer.Option("--count", min=0, help="Images of a training set; 0: the embedded dozen.")
+        int, typer.Option("--count", min=0, help="Images of a training set; 0: the embedded set.")
     ] = 0,
     subjects: Annotated[int, typer.Option("--subjects", min=2, help="People among them.")] = 300,
     seed: Annotated[int, typer.Option("--seed", min=0, max=99, help="Another seed, other people.")] = 0,
@@ -83,7 +83,7 @@ def synth(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Render labelled hands: the embedded set, or with --count a training set split by person.
+    """Labelled hands: all of the embedded set, or with --count newly rendered ones, split by person.
 
     A stopped rendering goes on where it was when the command is given again. Both renderers show the
     same scenes with the same labels.
@@ -114,6 +114,7 @@ def synth(
     else:
         if out.exists():
             raise DataError(f"{out}: exists already.", hint="Name a folder that does not exist yet.")
-        make_embedded_set(out, progress=lambda done, total: terminal.note(f"rendered {done} of {total}"))
+        with CountBar(terminal, "unpacked") as bar:
+            make_embedded_set(out, test_images=None, progress=bar)
     terminal.show(f"Synthetic hands, rendered: {out}")
     terminal.emit({"folder": str(out), "synthetic": True})

@@ -33,6 +33,7 @@ WEIGHTS_HELP = (
 )
 FOLD_HELP = "k/n: measure on this fold of --data alone (with --weights)."
 POOL_HELP = "Pool the held-out folds of several trainings: their facts files (nail55.json). Repeat it."
+WHOLE_HELP = "Without --data: measure on all test images of the embedded set, not on its first dozen."
 PART_HELP = "test, validation, held-out (both), train or all (with --weights)."
 
 
@@ -46,6 +47,7 @@ def evaluate(
     weights: Annotated[Path | None, typer.Option("--weights", help=WEIGHTS_HELP)] = None,
     part: Annotated[str, typer.Option("--part", help=PART_HELP)] = "test",
     fold: Annotated[str, typer.Option("--fold", metavar="K/N", help=FOLD_HELP)] = "",
+    whole: Annotated[bool, typer.Option("--whole", help=WHOLE_HELP)] = False,
     pool: Annotated[list[Path] | None, typer.Option("--pool", metavar="FACTS", help=POOL_HELP)] = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
@@ -83,7 +85,7 @@ def evaluate(
     chosen = select_names("variant", variants, order.registry.variants)
     folder = check_data(data)
     note_data(terminal, folder)
-    results = evaluate_accuracy(order, list(chosen), folder)
+    results = evaluate_accuracy(order, list(chosen), folder, whole=whole)
     done = {r.stage.name for r in results if r.status in ("built", "cached")}
     facts = [
         read_fact(order.plan.accuracy_fact(variant), AccuracyResult)

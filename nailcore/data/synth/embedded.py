@@ -1,54 +1,82 @@
-"""The embedded default set: a dozen rendered hands, made from fixed seeds in seconds."""
+"""The embedded default set: photoreal hands that ship with the package, unpacked into a data folder."""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from nailcore.data.coco import ANNOTATIONS, CocoInfo, LabelledImage, build_coco, write_coco
-from nailcore.data.synth.render import render_scene
-from nailcore.data.synth.rendered_set import describe
-from nailcore.data.synth.sensor import encode_jpeg
-from nailcore.storage import replacing
+from pydantic import ValidationError
 
-# Chosen by eye: light to deep skin, bare, polished and French nails, both hands, open and bent fingers.
-SEEDS = (5, 9, 16, 17, 21, 23, 25, 26, 27, 29, 30, 31)
-JPEG_QUALITY = 92
+from nailcore.data.coco import ANNOTATIONS, CocoFile, write_coco
+from nailcore.data.folder import SplitFile
+from nailcore.errors import DataError
+from nailcore.storage import replacing, write_text
+
+PACK = Path(__file__).parent / "pack" / "hands.zip"
+SPLIT = "split.json"
+DOZEN = 12  # the first test images, chosen by eye: what parity and CI look at
 
 
 def make_embedded_set(
     out: Path,
     *,
+    test_images: int | None = DOZEN,
     progress: Callable[[int, int], None] | None = None,
-    seeds: tuple[int, ...] = SEEDS,
-    width_px: int = 640,
-    height_px: int = 480,
+    pack: Path = PACK,
 ) -> None:
-    """Render the embedded images into a data folder (see nailcore.data.folder), whole or not at all.
+    """Unpack the embedded images into a data folder (see nailcore.data.folder), whole or not at all.
+
+    Every image of its training part comes along: people that occur in the test part nowhere.
 
     Args:
         out: the folder to write; an older one is replaced once the new one is complete.
+        test_images: how many of the test part, in its order; None: all.
         progress: called with (images done, images in all) after each image.
 
     Raises:
+        DataError: the pack is missing or damaged.
         MissingToolError: the disk is full.
     """
-    parts = []
     with replacing(Path(out)) as folder:
         (folder / "images").mkdir(parents=True)
-        for done, seed in enumerate(seeds, start=1):
-            name = f"rendered-{seed:04d}.jpg"
-            rendering = render_scene(seed, width_px=width_px, height_px=height_px)
-            # Through Python's own files: OpenCV's writer hides a full disk.
-            (folder / "images" / name).write_bytes(encode_jpeg(rendering.image, JPEG_QUALITY))
-            parts.append(LabelledImage.of(name, rendering.nail_index, describe(rendering)))
-            if progress is not None:
-                progress(done, len(seeds))
-        info = CocoInfo(
-            description="embedded synthetic hands",
-            synthetic=True,
-            licence="CC0-1.0",
-            note="Rendered from the MakeHuman hand mesh (CC0). Not photographs: figures on them say "
-            "whether the tools work, not how well a network does on real hands.",
-        )
-        write_coco(folder / ANNOTATIONS, build_coco(info, parts))
+        try:
+            with zipfile.ZipFile(pack) as archive:
+                file = CocoFile.model_validate_json(archive.read(ANNOTATIONS))
+                split = SplitFile.model_validate_json(archive.read(SPLIT))
+                file, split = choose_images(file, split, test_images)
+                for done, image in enumerate(file.images, start=1):
+                    data = archive.read(f"images/{image.file_name}")  # checks the CRC
+                    (folder / "images" / image.file_name).write_bytes(data)
+                    if progress is not None:
+                        progress(done, len(file.images))
+        except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValidationError) as error:
+            raise DataError(
+                f"{pack.name}: the embedded images are missing or damaged: {error}",
+                hint="They are part of the package: install nailtool again, or name a folder with --data.",
+            ) from error
+        write_coco(folder / ANNOTATIONS, file)
+        write_text(folder / SPLIT, split.model_dump_json(indent=1) + "\n")
+
+
+def choose_images(file: CocoFile, split: SplitFile, test_images: int | None) -> tuple[CocoFile, SplitFile]:
+    """All training images and the first ``test_images`` others (None: all), in the order of their names."""
+    parts = split.parts()
+    names = sorted(Path(image.file_name).stem for image in file.images)
+    kept = {name for name in names if parts[name] == "train"}
+    kept |= set([name for name in names if name not in kept][:test_images])
+    images = tuple(image for image in file.images if Path(image.file_name).stem in kept)
+    ids = {image.id for image in images}
+    groups = {group: tuple(s for s in stems if s in kept) for group, stems in split.groups.items()}
+    groups = {group: stems for group, stems in groups.items() if stems}
+    return (
+        file.model_copy(
+            update={
+                "images": images,
+                "annotations": tuple(nail for nail in file.annotations if nail.image_id in ids),
+            }
+        ),
+        split.model_copy(
+            update={"groups": groups, "held_out": tuple(g for g in split.held_out if g in groups)}
+        ),
+    )
