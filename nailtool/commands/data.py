@@ -61,7 +61,7 @@ def show(
     )
 
 
-RENDERER_HELP = "raster (about 1 CPU-second an image) or photoreal (about 10, with Blender; docs/data.md)."
+RENDERER_HELP = "raster (about 1 CPU-second an image) or photoreal (about 13, with Blender; docs/data.md)."
 BLENDER_HELP = "The Python that has bpy (docs/data.md); default: $NAILTOOL_BLENDER_PYTHON, or this one."
 
 
