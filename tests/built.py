@@ -14,7 +14,6 @@ from model_zoo import find_variant, weights_path
 from nailcore.artifact import artifact_path, manifest_path, open_artifact, write_manifest
 from nailcore.data.folder import Dataset, open_dataset
 from nailcore.data.synth import make_embedded_set
-from nailcore.data.synth.embedded import SEEDS
 from quantize.prepare import prepare
 
 CALIBRATION_IMAGES = 3
@@ -44,9 +43,9 @@ def build_artifact(variant_name: str, kind: str, recipe_name: str = "fp32") -> P
 
 @cache
 def load_hands() -> Dataset:
-    """Three rendered hands, which recipes are calibrated on."""
+    """Three rendered hands to calibrate recipes on, three of other people to judge them by."""
     root = _folder() / "hands"
-    make_embedded_set(root, seeds=SEEDS[:CALIBRATION_IMAGES])
+    make_embedded_set(root, test_images=CALIBRATION_IMAGES, train_images=CALIBRATION_IMAGES)
     return open_dataset(root)
 
 

@@ -11,7 +11,6 @@ import torch
 
 from nailcore.data.folder import Dataset, open_dataset
 from nailcore.data.synth import make_embedded_set
-from nailcore.data.synth.embedded import SEEDS
 from nailcore.nets.export_form import ExportForm
 from quantize.finetune import make_batches, measure_distance
 from quantize.finetune_palettes import finetune_palettes
@@ -26,7 +25,7 @@ SETTINGS = FineTune(steps=15, batch=2, crop_px=64, lr=0.05)
 @pytest.fixture(scope="module")
 def hands(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("hands") / "set"
-    make_embedded_set(folder, seeds=SEEDS[:2])
+    make_embedded_set(folder, test_images=2, train_images=2)
     return open_dataset(folder)
 
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from model_zoo import weights_path
 from nailcore.data.folder import Dataset, open_dataset
 from nailcore.data.synth import make_embedded_set
-from nailcore.data.synth.embedded import SEEDS
 from nailcore.errors import CheckFailedError, NailtoolError
 from nailcore.facts import Interval
 from quantize import find_recipe, load_recipe, load_recipes, search
@@ -32,7 +31,7 @@ INTEGER = sorted(name for name, recipe in load_recipes().items() if recipe.activ
 @pytest.fixture(scope="module")
 def hands(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("hands") / "set"
-    make_embedded_set(folder, seeds=SEEDS[:2])
+    make_embedded_set(folder, test_images=2, train_images=2)
     return open_dataset(folder)
 
 

@@ -22,16 +22,18 @@ def make_embedded_set(
     out: Path,
     *,
     test_images: int | None = DOZEN,
+    train_images: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     pack: Path = PACK,
 ) -> None:
     """Unpack the embedded images into a data folder (see nailcore.data.folder), whole or not at all.
 
-    Every image of its training part comes along: people that occur in the test part nowhere.
+    The people of its training part occur in the test part nowhere.
 
     Args:
         out: the folder to write; an older one is replaced once the new one is complete.
         test_images: how many of the test part, in its order; None: all.
+        train_images: the same of the training part.
         progress: called with (images done, images in all) after each image.
 
     Raises:
@@ -44,7 +46,7 @@ def make_embedded_set(
             with zipfile.ZipFile(pack) as archive:
                 file = CocoFile.model_validate_json(archive.read(ANNOTATIONS))
                 split = SplitFile.model_validate_json(archive.read(SPLIT))
-                file, split = choose_images(file, split, test_images)
+                file, split = choose_images(file, split, test_images, train_images)
                 for done, image in enumerate(file.images, start=1):
                     data = archive.read(f"images/{image.file_name}")  # checks the CRC
                     (folder / "images" / image.file_name).write_bytes(data)
@@ -59,12 +61,15 @@ def make_embedded_set(
         write_text(folder / SPLIT, split.model_dump_json(indent=1) + "\n")
 
 
-def choose_images(file: CocoFile, split: SplitFile, test_images: int | None) -> tuple[CocoFile, SplitFile]:
-    """All training images and the first ``test_images`` others (None: all), in the order of their names."""
+def choose_images(
+    file: CocoFile, split: SplitFile, test_images: int | None, train_images: int | None = None
+) -> tuple[CocoFile, SplitFile]:
+    """The first ``train_images`` to train on and the first ``test_images`` others (None: all), by name."""
     parts = split.parts()
     names = sorted(Path(image.file_name).stem for image in file.images)
-    kept = {name for name in names if parts[name] == "train"}
-    kept |= set([name for name in names if name not in kept][:test_images])
+    train = [name for name in names if parts[name] == "train"]
+    test = [name for name in names if parts[name] != "train"]
+    kept = set(train[:train_images]) | set(test[:test_images])
     images = tuple(image for image in file.images if Path(image.file_name).stem in kept)
     ids = {image.id for image in images}
     groups = {group: tuple(s for s in stems if s in kept) for group, stems in split.groups.items()}
