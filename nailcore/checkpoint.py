@@ -73,6 +73,12 @@ def load_checkpoint(
             f"{path}: not a readable checkpoint: {error}",
             hint="It was left as it is. Move it away to start this training from the beginning.",
         ) from error
+    encoders = [found.get("variant", {}).get("encoder"), identity.get("variant", {}).get("encoder")]
+    if encoders[0] != encoders[1]:
+        raise WeightsError(
+            f"{path}: trains the encoder {encoders[0]}, but {encoders[1]} is asked for.",
+            hint="Use another --out folder, or move the checkpoint away to start again.",
+        )
     # Another depth, width or decoder: name the layers before any setting.
     check_state(state.network, network, path)
     for key, values in (defaults or {}).items():

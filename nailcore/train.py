@@ -23,7 +23,7 @@ from nailcore.errors import NailtoolError
 from nailcore.losses import DirectionLoss, LossParts, MaskLoss, shrink_targets, total_loss
 from nailcore.nets.cascade import Cascade, build_cascade
 from nailcore.nets.encoder import as_encoder
-from nailcore.nets.weights import check_state, init_encoders, read_state, save_weights
+from nailcore.nets.weights import check_encoder, check_state, init_encoders, read_state, save_weights
 from nailcore.storage import hash_file
 from nailcore.variant import Variant
 
@@ -121,7 +121,7 @@ class _Average:
 
 
 def initialise(network: Cascade, init: Path, frozen_stages: int) -> None:
-    """Encoders from a MobileNetV2 (.npz), or the whole network from trained weights (.safetensors).
+    """Encoders from a pretrained backbone, or the whole network from trained weights (.safetensors).
 
     Raises:
         WeightsError: missing, damaged, or of another network (naming the layers that differ).
@@ -146,6 +146,8 @@ def start_training(
     torch.manual_seed(config.seed)
     network = build(variant)
     if init is not None:
+        if init.suffix == ".safetensors":
+            check_encoder(variant.encoder, init)
         initialise(network, init, config.frozen_stages)
     # Channels-last is a third faster for depthwise convolutions on CPUs (and GPUs).
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -244,7 +246,7 @@ def run_training(
     def keep() -> None:
         if fabric.is_global_zero:
             save_checkpoint(out / CHECKPOINT, state, identity)
-            save_weights(state.average, partial, {"steps": str(state.step)})
+            save_weights(state.average, partial, {"steps": str(state.step), "encoder": variant.encoder})
 
     for progress in run_steps(fabric, batches, state, config, variant):
         if report is not None and fabric.is_global_zero:
@@ -257,8 +259,9 @@ def run_training(
         if over and state.step < config.steps:
             return partial
     if fabric.is_global_zero:
-        metadata = {"steps": str(state.step), "images_sha256": "+".join(identity["images_sha256"])}
-        save_weights(state.average, weights, metadata)
+        images = "+".join(identity["images_sha256"])
+        noted = {"steps": str(state.step), "images_sha256": images, "encoder": variant.encoder}
+        save_weights(state.average, weights, noted)
         partial.unlink(missing_ok=True)
     return weights
 

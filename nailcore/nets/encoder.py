@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, cast
 
 import torch
 from torch import nn
 
 from nailcore.errors import UnknownNameError
+from nailcore.nets.efficientnet_lite import EfficientNetLite0Prefix
 from nailcore.nets.mobilenetv2 import MobileNetV2Prefix
 
 
@@ -22,12 +25,25 @@ class Encoder(Protocol):
     def freeze(self, stages: int) -> None:
         """Stop training the first stages (counted as the backbone counts them)."""
 
+    def load_init(self, path: Path) -> int:
+        """Take pretrained weights from a file of the backbone's own kind; returns convolutions loaded.
+
+        Raises:
+            WeightsError: missing, damaged, or of another backbone.
+        """
+
     def __call__(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
         """(N, 3, H, W) normalised RGB -> {stride: (N, channels[stride], H/stride, W/stride)}."""
 
 
-_MOBILENETV2_LAST = {43: 6, 55: 8}
-ENCODERS = ("mobilenetv2",)
+# Each is built up to a stage: 4 for the high branch, 6 and 8 for the low branch of the two depths.
+ENCODERS: dict[str, Callable[[int], nn.Module]] = {
+    "mobilenetv2": MobileNetV2Prefix,
+    "efficientnet-lite0": EfficientNetLite0Prefix,
+}
+FIRST_ENCODER = "mobilenetv2"  # the paper's
+# The paper names its two depths by MobileNetV2's layers; another encoder is cut after the same stage.
+_LAST_STAGE = {43: 6, 55: 8}
 
 
 def build_encoders(name: str, layers: int) -> tuple[nn.Module, nn.Module]:
@@ -36,9 +52,10 @@ def build_encoders(name: str, layers: int) -> tuple[nn.Module, nn.Module]:
     Raises:
         UnknownNameError: no encoder of that name.
     """
-    if name != "mobilenetv2":
+    if name not in ENCODERS:
         raise UnknownNameError("encoder", name, ENCODERS)
-    return MobileNetV2Prefix(4), MobileNetV2Prefix(_MOBILENETV2_LAST[layers])
+    build = ENCODERS[name]
+    return build(4), build(_LAST_STAGE[layers])
 
 
 def as_encoder(module: nn.Module) -> Encoder:

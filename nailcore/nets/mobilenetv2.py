@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
+
+from nailcore.errors import WeightsError
+from nailcore.nets.staged import StagedPrefix
 
 # Keras trains MobileNetV2 with this epsilon; other sources' weights are loaded with their own
 # statistics and fine-tuned, so one value serves.
@@ -86,51 +93,40 @@ def _build_stage(number: int, inputs: int, *, dilated: bool) -> nn.Sequential:
     return nn.Sequential(*blocks)
 
 
-class MobileNetV2Prefix(nn.Module):
+class MobileNetV2Prefix(StagedPrefix):
     """Stages 1..last of MobileNetV2 (α = 1.0); ``forward`` returns maps by their stride.
 
-    Satisfies :class:`nailcore.nets.encoder.Encoder`. Ending at stage 4 it is the high-resolution
-    branch (18 convolutions); at 6 or 8 the low-resolution one with 39 or 51 convolutions.
+    Ending at stage 4 it is the high-resolution branch (18 convolutions); at 6 or 8 the
+    low-resolution one with 39 or 51 convolutions.
     """
 
     def __init__(self, last: int) -> None:
-        super().__init__()
-        if last not in (4, 6, 8):
-            raise ValueError(f"last stage {last}: expected 4, 6 or 8")
-        inputs = 3
-        for number in range(1, last + 1):
-            self.add_module(f"stage{number}", _build_stage(number, inputs, dilated=True))
-            inputs = STAGES[number].channels
-        self.last = last
-        self._frozen = 0
-        self.channels = {8: STAGES[4].channels}
-        if last > 4:
-            self.channels[16] = STAGES[last].channels
+        numbers = range(1, last + 1)
+        inputs = (3, *(STAGES[number].channels for number in numbers))
+        super().__init__(
+            [_build_stage(number, inputs[number - 1], dilated=True) for number in numbers], inputs[1:]
+        )
 
-    def freeze(self, stages: int) -> None:
-        """Keep the first stages, BatchNorm statistics included, as they were initialised."""
-        self._frozen = stages
-        for number in range(1, stages + 1):
-            self.get_submodule(f"stage{number}").requires_grad_(False)
-        self.train(self.training)
+    def load_init(self, path: Path) -> int:
+        """Take the weights of a Keras-style .npz; returns the convolutions loaded.
 
-    def train(self, mode: bool = True) -> MobileNetV2Prefix:
-        """Training mode for all but the frozen stages."""
-        super().train(mode)
-        for number in range(1, self._frozen + 1):
-            self.get_submodule(f"stage{number}").eval()
-        return self
+        The file holds ``<layer>/kernel`` (HWIO; depthwise HWI1) and ``<bn>/{gamma,beta,moving_mean,
+        moving_variance}`` with Keras' layer names.
 
-    def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
-        """(N, 3, H, W) normalised RGB -> {8: (N, 32, H/8, W/8), 16: (N, C, H/16, W/16)}."""
-        maps: dict[int, torch.Tensor] = {}
-        for number in range(1, self.last + 1):
-            x = self.get_submodule(f"stage{number}")(x)
-            if number == 4:
-                maps[8] = x
-        if self.last > 4:
-            maps[16] = x
-        return maps
+        Raises:
+            WeightsError: missing, damaged, or without one of the layers.
+        """
+        try:
+            arrays = dict(np.load(path))
+        except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+            raise WeightsError(
+                f"{path}: not a readable .npz of encoder weights: {error}",
+                hint="Pass --init a MobileNetV2 1.00 exported with Keras layer names.",
+            ) from error
+        names = keras_names(self.last)
+        for each in names:
+            _copy_layer(self, each, arrays, path)
+        return len(names)
 
 
 def keras_names(last: int) -> list[tuple[str, str, str]]:
@@ -146,3 +142,28 @@ def keras_names(last: int) -> list[tuple[str, str, str]]:
                 names.append((ours, f"{keras}_{part}", f"{keras}_{part}_BN"))
             block += 1
     return names
+
+
+def _copy_layer(
+    branch: nn.Module, names: tuple[str, str, str], arrays: dict[str, npt.NDArray[np.float32]], path: Path
+) -> None:
+    ours, conv, norm = names
+    prefix, index = ours.rsplit(".", 1)
+    targets = {
+        f"{conv}/kernel": branch.get_submodule(ours).get_parameter("weight"),
+    }
+    batchnorm = branch.get_submodule(f"{prefix}.{int(index) + 1}")
+    targets[f"{norm}/gamma"] = batchnorm.get_parameter("weight")
+    targets[f"{norm}/beta"] = batchnorm.get_parameter("bias")
+    targets[f"{norm}/moving_mean"] = batchnorm.get_buffer("running_mean")  # type: ignore[assignment]
+    targets[f"{norm}/moving_variance"] = batchnorm.get_buffer("running_var")  # type: ignore[assignment]
+    for name, target in targets.items():
+        if name not in arrays:
+            raise WeightsError(f"{path}: holds no '{name}', needed for {ours}.")
+        value = arrays[name].astype(np.float32)
+        if value.ndim == 4:  # HWIO -> OIHW; depthwise HWI1 -> I1HW
+            value = value.transpose((2, 3, 0, 1) if target.shape[1] == 1 else (3, 2, 0, 1))
+        if value.shape != tuple(target.shape):
+            raise WeightsError(f"{path}: '{name}' is {value.shape}, expected {tuple(target.shape)}.")
+        with torch.no_grad():
+            target.copy_(torch.from_numpy(np.ascontiguousarray(value)))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from nailcore.errors import ArtifactError, WeightsError
 from nailcore.facts import WeightsFacts, read_fact
 from nailcore.nets.cascade import Cascade, build_cascade
-from nailcore.nets.mobilenetv2 import MobileNetV2Prefix, keras_names
+from nailcore.nets.encoder import FIRST_ENCODER, as_encoder
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
 
@@ -31,6 +28,7 @@ def load_weights(variant: Variant, path: Path) -> Cascade:
             hint="Train one with `nailtool train`, or restore model_zoo/weights from the repository.",
         )
     state = read_state(path)
+    check_encoder(variant.encoder, path)
     network = build_cascade(variant)
     check_state(network, state, path)
     network.load_state_dict(state)
@@ -55,6 +53,39 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     check_recorded_hash(path)
     return dict(state)
+
+
+def read_encoder(path: Path) -> str:
+    """The encoder that a weights file records; files from before there was a choice hold the first one.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            noted = json.loads((file.metadata() or {}).get("nailtool", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a readable safetensors file: {error}",
+            hint="The file is damaged: restore it from the repository or train again.",
+        ) from error
+    return str(noted.get("encoder", FIRST_ENCODER))
+
+
+def check_encoder(wanted: str, path: Path) -> None:
+    """Refuse the weights of another encoder by its name, before hundreds of layers differ.
+
+    Raises:
+        WeightsError: they are of another encoder, or the file cannot be read.
+    """
+    found = read_encoder(path)
+    if found != wanted:
+        raise WeightsError(
+            f"{path}: holds the encoder {found}, but {wanted} is asked for.",
+            hint=f'Choose it with --encoder {found}, or in the variant\'s file: encoder = "{found}".',
+        )
 
 
 def check_recorded_hash(path: Path) -> None:
@@ -122,51 +153,9 @@ def save_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> No
 
 
 def init_encoders(network: Cascade, path: Path) -> int:
-    """Initialise both branches from a Keras-style MobileNetV2 .npz; returns convolutions loaded.
-
-    The file holds ``<layer>/kernel`` (HWIO; depthwise HWI1) and ``<bn>/{gamma,beta,moving_mean,
-    moving_variance}`` with Keras' layer names.
+    """Initialise every branch from a pretrained backbone, as it reads them; returns convolutions loaded.
 
     Raises:
-        WeightsError: missing, damaged, or without one of the layers.
+        WeightsError: missing, damaged, or of another backbone.
     """
-    try:
-        arrays = dict(np.load(path))
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise WeightsError(
-            f"{path}: not a readable .npz of encoder weights: {error}",
-            hint="Pass --init a MobileNetV2 1.00 exported with Keras layer names.",
-        ) from error
-    count = 0
-    for branch in network.encoders():
-        if not isinstance(branch, MobileNetV2Prefix):
-            raise WeightsError(f"{path}: initialises MobileNetV2, not {type(branch).__name__}.")
-        for names in keras_names(branch.last):
-            _copy_layer(branch, names, arrays, path)
-            count += 1
-    return count
-
-
-def _copy_layer(
-    branch: nn.Module, names: tuple[str, str, str], arrays: dict[str, npt.NDArray[np.float32]], path: Path
-) -> None:
-    ours, conv, norm = names
-    prefix, index = ours.rsplit(".", 1)
-    targets = {
-        f"{conv}/kernel": branch.get_submodule(ours).get_parameter("weight"),
-    }
-    batchnorm = branch.get_submodule(f"{prefix}.{int(index) + 1}")
-    targets[f"{norm}/gamma"] = batchnorm.get_parameter("weight")
-    targets[f"{norm}/beta"] = batchnorm.get_parameter("bias")
-    targets[f"{norm}/moving_mean"] = batchnorm.get_buffer("running_mean")  # type: ignore[assignment]
-    targets[f"{norm}/moving_variance"] = batchnorm.get_buffer("running_var")  # type: ignore[assignment]
-    for name, target in targets.items():
-        if name not in arrays:
-            raise WeightsError(f"{path}: holds no '{name}', needed for {ours}.")
-        value = arrays[name].astype(np.float32)
-        if value.ndim == 4:  # HWIO -> OIHW; depthwise HWI1 -> I1HW
-            value = value.transpose((2, 3, 0, 1) if target.shape[1] == 1 else (3, 2, 0, 1))
-        if value.shape != tuple(target.shape):
-            raise WeightsError(f"{path}: '{name}' is {value.shape}, expected {tuple(target.shape)}.")
-        with torch.no_grad():
-            target.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+    return sum(as_encoder(branch).load_init(path) for branch in network.encoders())
