@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from deploy.onnx_to_tf import INPUT_NAME
-from nailcore.errors import ConversionError
+from nailcore.errors import ConversionError, MissingToolError
 
 U8 = npt.NDArray[np.uint8]
 STORED = ("float32", "float16", "uint16", "uint8")
@@ -89,7 +91,7 @@ def correct_biases(
         storage: what ``choose_storage`` returned.
         images: calibration images (N, H, W, 3) uint8 RGB.
     """
-    from tensorflowjs.quantization import dequantize_weights, quantize_weights
+    quantize_weights, dequantize_weights = _load_quantization()
 
     entries = {entry["name"]: entry for entry in weights}
     rounded = set(storage.get("uint8", []))
@@ -166,9 +168,28 @@ def _spread_kernel(constant: Any, dilations: list[int]) -> None:
     constant.attr["value"].tensor.CopyFrom(tensor_util.make_tensor_proto(spread))
 
 
+@cache
+def _load_quantization() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """tensorflowjs' own (quantize_weights, dequantize_weights), from the file alone.
+
+    Importing the package brings in TensorFlow, which must not meet torch in one process; the file needs NumPy only.
+    """
+    from importlib.util import find_spec, module_from_spec, spec_from_file_location
+
+    package = find_spec("tensorflowjs")
+    if package is None or package.origin is None:
+        raise MissingToolError("tensorflowjs is not installed.", hint="Install nailtool again.")
+    spec = spec_from_file_location("_tfjs_quantization", Path(package.origin).with_name("quantization.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.quantize_weights, module.dequantize_weights
+
+
 def measure_noise(kernel: npt.NDArray[Any]) -> float:
     """What uint8 with one scale takes from the output channels of a kernel: RMS share of each one's norm."""
-    from tensorflowjs.quantization import dequantize_weights, quantize_weights
+    quantize_weights, dequantize_weights = _load_quantization()
 
     codes, scales = quantize_weights(kernel, np.uint8)
     loss = np.asarray(dequantize_weights(codes, scales), np.float64) - kernel
