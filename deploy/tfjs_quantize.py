@@ -172,16 +172,18 @@ def _spread_kernel(constant: Any, dilations: list[int]) -> None:
 def _load_quantization() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """tensorflowjs' own (quantize_weights, dequantize_weights), from the file alone.
 
-    Importing the package brings in TensorFlow, which must not meet torch in one process; the file needs NumPy only.
+    Importing the package brings in TensorFlow, which must not meet torch in one process; the file needs
+    NumPy only.
     """
     from importlib.util import find_spec, module_from_spec, spec_from_file_location
 
     package = find_spec("tensorflowjs")
     if package is None or package.origin is None:
         raise MissingToolError("tensorflowjs is not installed.", hint="Install nailtool again.")
-    spec = spec_from_file_location("_tfjs_quantization", Path(package.origin).with_name("quantization.py"))
-    assert spec is not None
-    assert spec.loader is not None
+    file = Path(package.origin).with_name("quantization.py")
+    spec = spec_from_file_location("_tfjs_quantization", file)
+    if spec is None or spec.loader is None:
+        raise MissingToolError(f"{file} is missing.", hint="Install nailtool again.")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.quantize_weights, module.dequantize_weights
