@@ -86,6 +86,12 @@ def _describe_heads(facts: WeightsFacts) -> str:
     )
 
 
+def _describe_depth(facts: WeightsFacts) -> str:
+    if facts.encoder == "mobilenetv2":
+        return f"with {facts.encoder_layers} layers"
+    return f"of the depth called {facts.encoder_layers} (that many layers with MobileNetV2)"
+
+
 def render_card(facts: WeightsFacts) -> str:
     """Markdown from the facts; mIoU figures in points with 95 % bootstrap intervals."""
     first = facts.accuracy[0]
@@ -97,7 +103,7 @@ def render_card(facts: WeightsFacts) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     return f"""# {facts.weights}
 
-Nail segmentation, {facts.encoder} cascade with {facts.encoder_layers} layers, fusion width
+Nail segmentation, {facts.encoder} cascade {_describe_depth(facts)}, fusion width
 {facts.fusion_width}, {facts.parameters:,} parameters in export form.
 Written by `nailtool train` on {facts.trained_at[:10]}; do not edit.
 

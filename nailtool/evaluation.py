@@ -22,6 +22,8 @@ def evaluate_file(
     from model_zoo import find_variant
     from nailcore.data.folder import PARTS, open_dataset
     from nailcore.data.folds import Fold, select_fold
+    from nailcore.nets.encoder import with_encoder
+    from nailcore.nets.weights import read_encoder
 
     if part not in PARTS:
         raise UnknownNameError("part", part, PARTS)
@@ -32,7 +34,7 @@ def evaluate_file(
             f"--weights measures one variant, --variants names {variants or 'none'}.",
             hint="For example: --variants nail55-480.",
         )
-    variant = find_variant(variants.strip())
+    variant = with_encoder(find_variant(variants.strip()), read_encoder(weights))
     dataset = open_dataset(data)
     if fold:
         dataset = select_fold(dataset, Fold.parse(fold))

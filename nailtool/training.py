@@ -54,6 +54,7 @@ class TrainOrder:
     fold: str = ""  # k/n: cross-validation on the photographs
     max_minutes: float = 0.0
     tensorboard: bool = False
+    encoder: str = "mobilenetv2"
     machine_labels: float | None = None  # learn from unconfirmed guesses of at least this confidence
 
 
@@ -157,14 +158,17 @@ def open_sources(order: TrainOrder) -> list[Dataset]:
 
 def choose_variants(order: TrainOrder) -> list[Variant]:
     """What the weights are measured as, the one that is trained first."""
+    from nailcore.nets.encoder import with_encoder
+
     variants = find_depth(order.depth)
     if not order.input_px:
-        return variants
+        return [with_encoder(v, order.encoder) for v in variants]
     found = [v for v in variants if max(v.height_px, v.width_px) == order.input_px]
     if not found:
         sizes = {str(max(v.height_px, v.width_px)) for v in variants}
         raise UnknownNameError("input size", str(order.input_px), sizes)
-    return [v.model_copy(update={"weights": f"nail{order.depth}-{order.input_px}"}) for v in found]
+    name = f"nail{order.depth}-{order.input_px}"
+    return [with_encoder(v.model_copy(update={"weights": name}), order.encoder) for v in found]
 
 
 def check_extra() -> None:
@@ -320,6 +324,8 @@ def _command(order: TrainOrder, config: TrainConfig) -> str:
     for text in order.phases:
         arguments += ["--phase", text]
     arguments += ["--depth", str(order.depth)]
+    if order.encoder != TrainOrder.encoder:
+        arguments += ["--encoder", order.encoder]
     if order.init is not None:
         arguments += ["--init", str(order.init)]
     if order.input_px:

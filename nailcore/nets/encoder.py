@@ -12,6 +12,7 @@ from torch import nn
 from nailcore.errors import UnknownNameError
 from nailcore.nets.efficientnet_lite import EfficientNetLite0Prefix
 from nailcore.nets.mobilenetv2 import MobileNetV2Prefix
+from nailcore.variant import Variant
 
 
 class Encoder(Protocol):
@@ -56,6 +57,28 @@ def build_encoders(name: str, layers: int) -> tuple[nn.Module, nn.Module]:
         raise UnknownNameError("encoder", name, ENCODERS)
     build = ENCODERS[name]
     return build(4), build(_LAST_STAGE[layers])
+
+
+def with_encoder(variant: Variant, name: str) -> Variant:
+    """A declared variant with another encoder; its name and its weights' name say so.
+
+    Raises:
+        UnknownNameError: no encoder of that name.
+    """
+    if name not in ENCODERS:
+        raise UnknownNameError("encoder", name, ENCODERS)
+    if name == variant.encoder:
+        return variant
+    depth, _, size = variant.name.partition("-")
+    stem, hyphen, fine_tuned = variant.weights.partition("-")
+    compact = "".join(letter for letter in name if letter.isalnum())  # a variant's name has one hyphen
+    return variant.model_copy(
+        update={
+            "encoder": name,
+            "name": f"{depth}{compact}-{size}",
+            "weights": f"{stem}-{name}{hyphen}{fine_tuned}",
+        }
+    )
 
 
 def as_encoder(module: nn.Module) -> Encoder:

@@ -21,9 +21,10 @@ DATA_HELP = (
 )
 PHASE_HELP = "STEPS:SHARE,SHARE with one share per --data; repeat it for phases. Replaces --steps."
 INIT_HELP = (
-    "MobileNetV2 1.00 (.npz, Keras layer names) for the encoders, or trained weights: a .safetensors "
-    "file or a shipped name such as nail55. Without it, random initialisation."
+    "Pretrained encoder (MobileNetV2: .npz with Keras layer names; EfficientNet-Lite0: .pth), or trained "
+    "weights: a .safetensors file or a shipped name such as nail55. Without it, random initialisation."
 )
+ENCODER_HELP = "mobilenetv2 (the paper's) or efficientnet-lite0."
 SHIP_HELP = "Put the result into model_zoo/weights if it beats what lies there (nail IoU, largest input)."
 INPUT_HELP = "Fine-tune for one input size; writes nail55-288 and the like. 0: for all sizes of the depth."
 FOLD_HELP = "k/n, such as 1/5: hold out one of n folds of the photographs; groups stay whole."
@@ -40,6 +41,7 @@ def train(
         list[str] | None, typer.Option("--phase", metavar="STEPS:SHARES", help=PHASE_HELP)
     ] = None,
     depth: Annotated[int, typer.Option("--depth", help="Encoder layers: 55 or 43.")] = 55,
+    encoder: Annotated[str, typer.Option("--encoder", help=ENCODER_HELP)] = "mobilenetv2",
     init: Annotated[str | None, typer.Option("--init", metavar="FILE|NAME", help=INIT_HELP)] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for checkpoint, weights, card.")] = Path("runs"),
     steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")] = 3400,
@@ -81,6 +83,7 @@ def train(
     order = TrainOrder(
         data=tuple(data),
         depth=depth,
+        encoder=encoder,
         init=init,
         out=out,
         phases=tuple(phase or ()),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import model_zoo
+from model_zoo.card import render_card
 from nailcore.data.synth import draw_few
 from nailcore.errors import BusyError, NailtoolError, UnknownNameError, WeightsError
 from nailcore.facts import WeightsFacts, read_fact
@@ -197,3 +198,28 @@ def test_folds_of_two_trainings_are_pooled(
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", "--weights", "gone.safetensors", "--data", str(photos)])
     assert ended.value.code == NailtoolError.exit_code
+
+
+def test_another_encoder_is_chosen_by_name_and_its_weights_say_so(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--encoder", "efficientnet-lite0", "--input-px", "288", "--out", str(tmp_path / "out")]
+    assert run("--data", str(photos), *chosen, *SETTINGS) == 0
+    facts = read_fact(tmp_path / "out" / "nail43-efficientnet-lite0-288.json", WeightsFacts)
+    assert facts.encoder == "efficientnet-lite0" and "--encoder efficientnet-lite0" in facts.command
+    assert "efficientnet-lite0 cascade of the depth called 43" in render_card(facts)
+    weights = tmp_path / "out" / "nail43-efficientnet-lite0-288.safetensors"
+    # A weights file in hand is measured with the encoder that it records.
+    measured = ["evaluate", "--weights", str(weights), "--data", str(photos), "--variants", "nail43-288"]
+    with pytest.raises(SystemExit) as ended:
+        main([*measured, "--out", str(tmp_path / "facts"), "--json"])
+    assert ended.value.code == 0
+    result = json.loads(capsys.readouterr().out)["accuracy"][0]
+    assert result["variant"] == "nail43efficientnetlite0-288"
+    assert result["nail_iou"] == facts.accuracy[0].nail_iou.model_dump()
+    # The paper's encoder cannot start from it, and a name nobody knows is refused with the known ones.
+    again = ["--init", str(weights), "--out", str(tmp_path / "b"), *SETTINGS]
+    assert run("--data", str(photos), *again) == WeightsError.exit_code
+    assert "but mobilenetv2 is asked for" in " ".join(capsys.readouterr().err.split())
+    assert run("--data", str(photos), "--encoder", "efficientnet", *again) == UnknownNameError.exit_code
+    assert "efficientnet-lite0, mobilenetv2" in " ".join(capsys.readouterr().err.split())
