@@ -62,7 +62,7 @@ def convert(
         model.short_description = _describe(variant)
         with replacing(out) as scratch:
             model.save(str(scratch))
-            _make_deterministic(scratch, share=plan.weights_dtype not in ("float32", "float16"))
+            _make_deterministic(scratch, small=plan.weights_dtype not in ("float32", "float16"))
     made_by = MadeBy(
         versions=find_versions(TOOLS),
         config={
@@ -105,7 +105,7 @@ def convert_sibling(variant: Variant, network: ExportForm, out: Path) -> None:
         model.short_description = _describe(variant)
         with replacing(out) as scratch:
             model.save(str(scratch))
-            _make_deterministic(scratch, share=False)
+            _make_deterministic(scratch, small=False)
 
 
 def _describe(variant: Variant) -> str:
@@ -173,18 +173,18 @@ def convert_network(variant: Variant, network: ExportForm, target: str, *, half:
         raise ConversionError(f"{variant.name}: coremltools failed: {error}") from error
 
 
-def _make_deterministic(package: Path, *, share: bool) -> None:
+def _make_deterministic(package: Path, *, small: bool) -> None:
     """The same program must make the same bytes: no conversion date, no random identifiers.
 
-    ``share``: say equal constants once, which a small package needs and the others are left without.
+    ``small``: shorten the program, which a small package needs and the others are left without.
     """
-    from deploy.coreml_compress import share_constants
+    from deploy.coreml_compact import compact
     from deploy.mil.reader import read_spec
 
     spec, model_file = read_spec(package)
-    if share:
+    if small:
         function = spec.mlProgram.functions["main"]
-        share_constants(function.block_specializations[function.opset])
+        compact(function.block_specializations[function.opset], model_file)
     noted = spec.description.metadata.userDefined
     for key in [k for k in noted if k.endswith("conversion_date")]:
         del noted[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # It divides both sides of an addition by a scale, to 16 bits: codes then mean other values than the tensor's.
 _RESCALING_PASS = "common::distributive_quantized_binary_op_scale_normalization"  # noqa: S105
+_INTEGER_OPS = ("conv", "add")
 Ranges = dict[str, dict[str, float]]  # tensor -> {"rmin": ..., "rmax": ...}, coremltools' own words
 
 
@@ -67,11 +68,14 @@ def quantize_activations(
 ) -> Any:
     """Put a quantize and a dequantize before and after what computes in integers.
 
+    Convolutions and additions do, but for ``float_layers`` and additions of what these give. What nothing
+    of them reads is not rounded: the image before its mean, what is resized, outputs.
+
     Args:
         model: converted MLModel in float16.
         ranges: of ``measure_ranges``.
         activations: their type, and whether zero is in the middle.
-        float_layers: names of operations whose inputs and outputs stay in float.
+        float_layers: names of convolutions whose inputs and outputs stay in float.
     """
     ct = import_coremltools()
     import coremltools.optimize.coreml as optimize
@@ -82,16 +86,19 @@ def quantize_activations(
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
     from coremltools.models import utils
 
+    in_float = find_float_operations(model._mil_program.functions["main"].operations, float_layers)
     config = optimize.OptimizationConfig(
         global_config=optimize.OpLinearQuantizerConfig(
             mode="linear_symmetric" if activations.symmetric else "linear", dtype=activations.dtype
         ),
-        op_name_configs=dict.fromkeys(float_layers),
+        op_name_configs=dict.fromkeys(in_float),
     )
     passes = []
     for name in ("insert_prefix_quantize_dequantize_pair", "insert_suffix_quantize_dequantize_pair"):
         one = PASS_REGISTRY[f"compression::{name}"]
         one.set_options([PassOption("config", config), PassOption("activation_stats", ranges)])
+        # A ReLU6 is a clip here, and as one with the operation before it as a ReLU: no rounding in between.
+        one._allowed_activations = {*getattr(one, "_allowed_activations", ()), "clip"}
         passes.append(one)
     passes.append(PASS_REGISTRY["common::dequantize_quantize_pair_elimination"])
     # What coremltools' linear_quantize_activations does once it has its ranges, but for one pass.
@@ -104,6 +111,7 @@ def quantize_activations(
         skip_model_load=True,
         return_pymil_prog=True,
     )
+    drop_unread_pairs(program.functions["main"], in_float)
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes({_RESCALING_PASS})
     return mil_convert(
@@ -116,6 +124,37 @@ def quantize_activations(
         skip_model_load=True,
         main_pipeline=pipeline,
     )
+
+
+def find_float_operations(operations: Iterable[Any], float_layers: Collection[str]) -> set[str]:
+    """``float_layers`` and the additions all of whose summands these give, be it through activations."""
+    found: set[str] = set()
+    passed = set(float_layers)
+    for op in operations:
+        if op.op_type == "conv" and op.name in passed:
+            found.add(op.name)
+        elif op.op_type in ("add", "clip", "relu"):
+            read = [op.x, op.y] if op.op_type == "add" else [op.x]
+            if all(var.op is not None and var.op.name in passed for var in read):
+                passed.add(op.name)
+                if op.op_type == "add":
+                    found.add(op.name)
+    return found
+
+
+def drop_unread_pairs(function: Any, in_float: Collection[str]) -> None:
+    """Take out each quantize and dequantize that no convolution or addition in integers reads, in place."""
+    for wide in list(function.operations):
+        if wide.op_type != "dequantize" or any(
+            op.op_type in _INTEGER_OPS and op.name not in in_float for op in wide.outputs[0].child_ops
+        ):
+            continue
+        narrow = wide.input.op
+        with function:
+            function.replace_uses_of_var_after_op(
+                anchor_op=wide, old_var=wide.outputs[0], new_var=narrow.input
+            )
+            function.remove_ops([wide] if len(narrow.outputs[0].child_ops) > 1 else [wide, narrow])
 
 
 def name_operations(model: Any, network: ExportForm) -> dict[str, str]:

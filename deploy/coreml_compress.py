@@ -1,4 +1,4 @@
-"""Smaller CoreML packages: weights as palettes or 8-bit codes, and constants said once."""
+"""Smaller CoreML packages: weights as palettes or 8-bit codes."""
 
 from __future__ import annotations
 
@@ -73,42 +73,6 @@ def name_target(tables: Mapping[str, Table | Codes]) -> str:
         for table in tables.values()
     )
     return "iOS18" if newer else "iOS16"
-
-
-def share_constants(block: Any) -> None:
-    """Keep one of all small constants that are equal, in place: strides and pads say the same 60 times.
-
-    ``block``: an operation list of the specification (``MIL_pb2.Block``). Constants in the weight file
-    and outputs of the program stay. What is shared gets a short name: it is no layer's any more.
-    """
-    kept: dict[bytes, str] = {}
-    renamed: dict[str, str] = {}
-    operations = []
-    for op in block.operations:
-        for binding in op.inputs.values():
-            for argument in binding.arguments:
-                if argument.WhichOneof("binding") == "name" and argument.name in renamed:
-                    argument.name = renamed[argument.name]
-        if op.type == "const" and not op.attributes["val"].HasField("blobFileValue"):
-            name = op.outputs[0].name
-            if name in block.outputs:
-                operations.append(op)
-                continue
-            value = op.attributes["val"].SerializeToString(deterministic=True)
-            known = value in kept
-            renamed[name] = kept.setdefault(value, f"constant_{len(kept)}")
-            if known:
-                continue
-            op.outputs[0].name = renamed[name]
-            op.attributes["name"].immediateValue.tensor.strings.values[0] = renamed[name]
-        operations.append(op)
-    copies = []
-    for op in operations:
-        copied = type(op)()
-        copied.CopyFrom(op)
-        copies.append(copied)
-    del block.operations[:]
-    block.operations.extend(copies)
 
 
 def find_sizes(tables: Mapping[str, Table | Codes]) -> dict[str, int]:
