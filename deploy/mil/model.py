@@ -22,10 +22,11 @@ from deploy.mil.constants import (
     materialize,
 )
 from deploy.mil.interface import Feature, feed_image, read_inputs, read_outputs
-from deploy.mil.plan import ConstantPool, Mode, Plan, describe_layer
+from deploy.mil.plan import ConstantPool, Plan, describe_layer
 from deploy.mil.program import Constant, Operation, Program, Reference, read_program, walk_operations
 from deploy.mil.reader import read_spec
 from deploy.mil.registry import to_tensor, torch_type
+from deploy.mil.steps import Mode
 from nailcore.errors import ArtifactError, ConversionError, DataError, NailtoolError, UnknownNameError
 from nailcore.runtime import Layer
 
