@@ -22,6 +22,7 @@ from nailtool.commands.options import (
     find_units,
     load_registry,
     note_data,
+    note_warnings,
     show_explanation,
     show_failures,
 )
@@ -125,6 +126,7 @@ def build_variants(
     )
     _show_results(terminal, names, converted, verdicts, time.perf_counter() - began)
     show_gates(terminal, verdicts)
+    note_warnings(terminal, order, units)
     code = show_failures(terminal, results)
     code = decide_exit(terminal, verdicts, code)
     if code:

@@ -10,6 +10,7 @@ import typer
 from nailtool.boundary import guarded
 from nailtool.commands.options import (
     DataOption,
+    ForceOption,
     JobsOption,
     JsonOption,
     OutOption,
@@ -20,6 +21,7 @@ from nailtool.commands.options import (
     find_units,
     load_registry,
     note_data,
+    note_warnings,
     show_failures,
 )
 from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT
@@ -74,6 +76,7 @@ def ladder(
     update: UpdateOption = None,
     out: OutOption = DEFAULT_OUT,
     jobs: JobsOption = DEFAULT_JOBS,
+    force: ForceOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,6 +93,8 @@ def ladder(
     from nailcore.gate_facts import Ladder
     from nailtool.pipeline import Order, check_data
 
+    if force and not run:
+        raise NailtoolError("--force makes figures anew, which only --run does: give both.")
     code = 0
     if load:
         if run:
@@ -99,10 +104,12 @@ def ladder(
         found = _merge([read_fact(path, Ladder) for path in load])
     else:
         registry = load_registry()
-        order = Order(registry, out_dir=out, jobs=jobs, watch=terminal.watch, data=check_data(data))
+        folder = check_data(data)
+        order = Order(registry, out_dir=out, jobs=jobs, force=force, watch=terminal.watch, data=folder)
         units = find_units(order, variants, targets, recipes)
         if run:
             code = _run(terminal, order, units, device)
+        note_warnings(terminal, order, units)
         found = _read(order, units)
     _show(terminal, found, markdown=markdown)
     if save is not None:

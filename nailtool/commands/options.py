@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,3 +137,17 @@ def note_data(terminal: Terminal, data: Path | None) -> None:
         )
     else:
         terminal.note(f"Data folder: {data}")
+
+
+def note_warnings(terminal: Terminal, order: Order, units: Iterable[Unit]) -> None:
+    """Say what preparing a recipe warned about, in this run or in the one whose work is still used."""
+    from nailcore.errors import ArtifactError
+    from quantize.prepared import open_prepared
+
+    for folder in dict.fromkeys(order.plan.prepared_folder(unit) for unit in units):
+        try:
+            warning = open_prepared(folder).card.notes.get("warning")
+        except ArtifactError:  # its own stage has said so
+            continue
+        if warning:
+            terminal.note(f"Warning: {folder.name}: {warning}")

@@ -19,6 +19,7 @@ from nailtool.inputs import DataNode
 from nailtool.stage import Stage
 from nailtool.stages import Plan, Unit
 from quantize import Recipe
+from quantize.prepared import PreparedCard
 from quantize.recipe import Activations, Calibration
 from tests.nailtool.fake_parity import ORDERS
 from tests.nailtool.house import make_registry
@@ -235,6 +236,36 @@ def test_the_ladder_runs_what_is_missing_and_shows_the_rungs_that_hurt(
     assert call(*LADDER) == 0
     said = capsys.readouterr().out
     assert "Ship: nail43-64.int8-weights.onnx" in said and "no: parity failed" in said
+
+
+def test_the_ladder_makes_everything_again_only_when_told(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*LADDER, "--force") == 2
+    assert "--run" in capsys.readouterr().err
+    again = (*LADDER, "--recipes", "int8-x", "--run", "--data", "photos", "--device", "none")
+    told = []
+    for force in ((), (), ("--force",)):
+        assert call(*again, *force) == 0
+        told.append("built nail43-64 onnx int8-x" in capsys.readouterr().err)
+    assert told == [True, False, True]
+
+
+def test_a_warning_of_the_preparation_is_said_by_every_command_that_uses_it(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = house / "out/prepared/nail43-64.int8-x"
+    folder.mkdir(parents=True)
+    notes = {"warning": "Calibrated on 5 images."}
+    card = PreparedCard(variant="nail43-64", recipe="int8-x", weights_sha256="0" * 64, notes=notes)
+    (folder / "prepared.json").write_text(card.model_dump_json())
+    for _ in range(2):  # also when nothing is done again
+        assert build("--recipes", "int8-x") == 0
+        assert "Warning: nail43-64.int8-x: Calibrated on 5 images." in capsys.readouterr().err
+    assert call(*LADDER, "--recipes", "int8-x") == 0
+    assert "Calibrated on 5 images." in capsys.readouterr().err
+    assert build("--recipes", "fp32") == 0
+    assert "Calibrated" not in capsys.readouterr().err
 
 
 def test_a_kept_ladder_is_shown_and_written_into_documents(
