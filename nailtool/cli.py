@@ -26,6 +26,7 @@ def make_app() -> typer.Typer:
         parity,
         recipes,
         report,
+        retrain,
         run_coreml,
         search,
         sensitivity,
@@ -47,6 +48,7 @@ def make_app() -> typer.Typer:
     app.command("parity-check")(parity.parity_check)
     app.command("run-coreml")(run_coreml.run_coreml)
     app.command("train")(train.train)
+    app.command("retrain")(retrain.retrain)
     app.command("ablate")(ablate.ablate)
     app.command("evaluate")(evaluate.evaluate)
     app.command("benchmark")(benchmark.benchmark)

@@ -55,6 +55,7 @@ class TrainOrder:
     max_minutes: float = 0.0
     tensorboard: bool = False
     encoder: str = "mobilenetv2"
+    measure_rendered: bool = True  # also on the rendered data sets' held-out parts
     machine_labels: float | None = None  # learn from unconfirmed guesses of at least this confidence
 
 
@@ -283,7 +284,10 @@ def _describe(
     init = find_init(order.init)
     heads = find_trained_heads(config, sources, init)
     measured: dict[bool, list[AccuracyResult]] = {False: [], True: []}
+    photographs = any(not source.card.synthetic for source in sources)
     for number, source in enumerate(sources):
+        if source.card.synthetic and photographs and not order.measure_rendered:
+            continue
         folder = order.out / "overlays" / (f"{number}" if len(sources) > 1 else "")
         for variant in variants:
             result = evaluate_accuracy(variant, weights, source, "test", folder / variant.name, heads=heads)

@@ -66,6 +66,9 @@ def train(
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as torch likes.")] = 0,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that make crops.")] = 0,
     max_minutes: Annotated[float, typer.Option("--max-minutes", min=0, help=MINUTES_HELP)] = 0,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")
+    ] = 100,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log below OUT/tensorboard.")] = False,
     ship: Annotated[bool, typer.Option("--ship", help=SHIP_HELP)] = False,
     quiet: QuietOption = False,
@@ -99,6 +102,7 @@ def train(
             "seed": seed,
             "threads": threads,
             "workers": workers,
+            "checkpoint_every": checkpoint_every,
             "mask_loss": mask_loss,
             "direction_loss": direction_loss,
             "plain_steps": plain_steps,

@@ -237,38 +237,3 @@ def test_a_batch_that_cannot_be_shared_is_refused(dataset: Dataset, tmp_path: Pa
         patch.setattr(train, "make_fabric", lambda _: Fabric())
         with pytest.raises(NailtoolError, match="batch of 2 cannot be shared by 3 processes"):
             run_training(TINY, dataset, CONFIG, tmp_path, init=None)
-
-
-@pytest.mark.slow
-def test_a_training_killed_at_random_moments_ends_at_the_same_weights(
-    dataset: Dataset, tmp_path: Path
-) -> None:
-    """SIGKILL, anywhere: while stepping, while saving. NAILTOOL_KILLS=10 for the long version."""
-    import time
-
-    kills, steps = int(os.environ.get("NAILTOOL_KILLS", "1")), 12
-    script = str(Path(__file__).with_name("train_script.py"))
-    arguments = [sys.executable, script, str(dataset.root), str(tmp_path / "cut"), str(steps)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    moments, killed = np.random.default_rng(0), 0
-    checkpoint = tmp_path / "cut" / "checkpoint.pt"
-    while killed < kills:
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = subprocess.Popen(
-            arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # Until it has gone a step further than the run before, then a little longer.
-        while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.4))
-        if process.poll() is not None:
-            break  # the end was reached before all kills: nothing is left to kill
-        process.kill()
-        process.wait()
-        killed += 1
-    assert killed >= 1
-    cut = run_training(TINY, dataset, CONFIG.model_copy(update={"steps": steps}), tmp_path / "cut", init=None)
-    whole = run_training(
-        TINY, dataset, CONFIG.model_copy(update={"steps": steps}), tmp_path / "one", init=None
-    )
-    assert cut.read_bytes() == whole.read_bytes()

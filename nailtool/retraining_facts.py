@@ -1,0 +1,89 @@
+"""What a retraining made, as facts and as a table for the model card."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from pydantic import Field
+
+from nailcore.facts import AccuracyResult, Fact, ImageSet, Interval, Machine
+
+
+class StageFigures(Fact):
+    """How one stage's weights do on one set of held-out images."""
+
+    variant: str
+    images: ImageSet
+    miou: Interval
+    nail_iou: Interval
+    boundary_f: Interval
+    nail_recall: Interval | None = None
+    finger_accuracy: Interval | None = None
+    direction_error_median_deg: Interval | None = None
+
+    @classmethod
+    def of(cls, accuracy: AccuracyResult) -> StageFigures:
+        """The figures without the images one by one."""
+        return cls.model_validate(accuracy.model_dump(include=set(cls.model_fields)))
+
+
+class StageFacts(Fact):
+    """One training of a plan."""
+
+    folder: str  # below OUT
+    weights: str
+    sha256: str
+    steps: int
+    init: str
+    init_sha256: str
+    trained_on: ImageSet
+    figures: list[StageFigures]
+
+
+class RetrainingResult(Fact):
+    """What ``nailtool retrain`` made."""
+
+    plan: dict[str, object]
+    smoke: bool  # two steps a stage: the figures mean nothing
+    folds: int  # 0: one training, measured on the written split
+    stages: list[StageFacts]
+    pooled: list[StageFigures]  # over the held-out parts of all folds
+    machine: Machine
+    versions: dict[str, str]
+    finished_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def render_markdown(result: RetrainingResult) -> str:
+    """The stages and, with folds, the pooled figures; points with 95 % intervals."""
+    head = "| images | mIoU | nail IoU | boundary F | found | right finger | direction, median |"
+    lines = [f"# Retraining by the plan `{result.plan['name']}`", ""]
+    if result.smoke:
+        lines += ["**A smoke run: two steps a stage. The figures mean nothing.**", ""]
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    lines += [f"{result.machine.cpu}, {result.machine.cores} cores, {result.machine.system}; {versions}.", ""]
+    if result.pooled:
+        lines += [f"## {result.folds} folds, pooled", "", f"| variant {head}", "|---" * 8 + "|"]
+        lines += [f"| {figures.variant} | {_row(figures)}" for figures in result.pooled] + [""]
+    lines += ["## Stages", "", f"| stage | steps | SHA-256 | variant {head}", "|---" * 11 + "|"]
+    for stage in result.stages:
+        facts = f"| {stage.folder} | {stage.steps} | `{stage.sha256[:12]}…` "
+        lines += [f"{facts}| {figures.variant} | {_row(figures)}" for figures in stage.figures]
+    return "\n".join(lines) + "\n"
+
+
+def _row(figures: StageFigures) -> str:
+    def points(interval: Interval | None, scale: float = 100) -> str:
+        if interval is None:
+            return "–"
+        return f"{scale * interval.value:.1f} [{scale * interval.low:.1f}, {scale * interval.high:.1f}]"
+
+    kind = "rendered" if figures.images.synthetic else "photographs"
+    shares = (
+        figures.miou,
+        figures.nail_iou,
+        figures.boundary_f,
+        figures.nail_recall,
+        figures.finger_accuracy,
+    )
+    cells = [f"{figures.images.count} {kind}", *map(points, shares)]
+    return " | ".join([*cells, points(figures.direction_error_median_deg, 1)]) + " |"
