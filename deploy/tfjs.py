@@ -8,6 +8,7 @@ from typing import Any
 from deploy.onnx_to_tf import INPUT_NAME, freeze_onnx, quiet_native_logs
 from deploy.tf_passes import count_ops
 from deploy.tfjs_engines import ENGINES, find_obstacle
+from deploy.tfjs_quantize import read_rounding
 from deploy.tfjs_runner import TfjsRunner
 from deploy.tfjs_write import Passes, optimise, write_model
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
@@ -40,8 +41,8 @@ def convert(
     """Convert the ONNX file at ``parent`` to a TF.js graph model in the folder ``out``.
 
     The model takes ``image``, (1, H, W, 3) float32 RGB 0..255, and gives logits (1, h, w, C) by our
-    names. ``prepared`` holds the calibration images, where the recipe asks for some. ``passes`` is "fuse"
-    for what ships; "none" and "fold" exist to measure what the passes gain.
+    names. ``prepared`` holds calibration images and kernels' errors, where the recipe asks for some.
+    ``passes`` is "fuse" for what ships; "none" and "fold" exist to measure what the passes gain.
 
     Raises:
         ConversionError: a converter failed, lost a name, or left a dilated convolution split; or the recipe
@@ -53,13 +54,17 @@ def convert(
             "TF.js target: keep_float names torch modules, which this target does not know.",
             hint="Leave keep_float out: kernels that one scale would damage keep two bytes by themselves.",
         )
-    images = None if prepared is None else open_prepared(prepared).load_images()
+    ratio = recipe.get("weights", {}).get("size_ratio")
+    rounding = None
+    if prepared is not None and ratio is not None:
+        rounding = read_rounding(parent, open_prepared(prepared), float(ratio))
     names = tuple(output.name for output in variant.outputs)
     with measure_cost() as cost, quiet_native_logs():
         model = freeze_onnx(parent, names)
         graph = optimise(model, passes)
         with replacing(out) as scratch:
-            write_model(graph, names, str(recipe.get("weights_dtype", "float32")), scratch, images)
+            dtype = str(recipe.get("weights_dtype", "float32"))
+            stored = write_model(graph, names, dtype, scratch, rounding)
     before, after = count_ops(model.graph), count_ops(graph)
     return describe_artifact(
         out,
@@ -85,6 +90,7 @@ def convert(
             "space_to_batch_after": after.get("SpaceToBatchND", 0),
             "nodes_before": sum(before.values()),
             "nodes": sum(after.values()),
+            **({"weights_stored": stored} if stored else {}),
         },
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,12 @@ import numpy.typing as npt
 
 from deploy.onnx_to_tf import INPUT_NAME
 from nailcore.errors import ConversionError, MissingToolError
+from quantize.prepared import Prepared
 
 U8 = npt.NDArray[np.uint8]
 STORED = ("float32", "float16", "uint16", "uint8")
-# A tensor's only scale drowns quiet output channels beside a loud one: two depthwise kernels of 288 values
-# cost 50 points of nail IoU. Small kernels stand first or last, where errors spread furthest, and cost
-# nothing; larger ones keep two bytes where their channels lose too much and the file can afford it.
-SMALL_VALUES = 1600
-MAX_CHANNEL_NOISE = 0.08
-MAX_WIDE_SHARE = 0.01  # of all weights, for one kernel
 # Attributes TF.js never reads, and those that say what it assumes without them.
 _UNREAD = {
-    "Const": ("dtype", "value"),  # they stand in the list of weights, too
     "_FusedConv2D": (
         "T",
         "TArgs",
@@ -40,13 +35,66 @@ _CONVOLUTIONS = ("_FusedConv2D", "FusedDepthwiseConv2dNative")
 _NHWC = "TkhXQw=="  # protobuf's JSON writes bytes in base64
 
 
-def choose_storage(weights: Mapping[str, npt.NDArray[Any]], weights_dtype: str) -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class Rounding:
+    """What is known of a network before its weights are rounded to 8 bits.
+
+    A tensor's only scale drowns quiet output channels beside a loud one: two depthwise kernels of 288 values
+    alone cost 50 points of nail IoU. So some kernels keep 16 bits.
+    """
+
+    images: U8  # calibration images (N, H, W, 3) RGB
+    errors: Mapping[bytes, float]  # of a kernel's ``spell_kernel``: what 8 bits do to the nail logits
+    size_ratio: float  # of the float32 file, at most
+
+
+def read_rounding(parent: Path, prepared: Prepared, size_ratio: float) -> Rounding:
+    """What was prepared, with the errors of kernels by the values that the ONNX file at ``parent`` holds.
+
+    Raises:
+        ArtifactError: the calibration images are damaged.
+        ConversionError: the file lacks layers that were prepared.
+    """
+    import onnx
+
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(str(parent)).graph.initializer}
+    errors = {
+        _spell(stored[f"{layer}.weight"]): error
+        for layer, error in prepared.card.kernel_errors.items()
+        if f"{layer}.weight" in stored  # of equal kernels one is stored
+    }
+    if not errors:
+        raise ConversionError(
+            f"{parent}: none of the {len(prepared.card.kernel_errors)} prepared layers is in it.",
+            hint="Run `nailtool build-variants`; what does not fit will be made again.",
+        )
+    return Rounding(prepared.load_images(), errors, size_ratio)
+
+
+def _spell(kernel: npt.NDArray[Any]) -> bytes:
+    return repr(kernel.shape).encode() + np.ascontiguousarray(kernel, np.float32).tobytes()
+
+
+def spell_kernel(values: npt.NDArray[Any]) -> bytes:
+    """A kernel as TensorFlow lays it out, by what identifies it wherever it is stored."""
+    depthwise = values.shape[3] == 1  # (kh, kw, channels, 1), else (kh, kw, in, out)
+    return _spell(values.transpose((2, 3, 0, 1) if depthwise else (3, 2, 0, 1)))
+
+
+def list_kernels(weights: Mapping[str, npt.NDArray[Any]]) -> list[str]:
+    """Names of the kernels: four axes, and more than one value beside the outputs."""
+    return [name for name, values in weights.items() if values.ndim == 4 and max(values.shape[:3]) > 1]
+
+
+def choose_storage(
+    weights: Mapping[str, npt.NDArray[Any]], weights_dtype: str, wide: Collection[str] = ()
+) -> dict[str, list[str]]:
     """Storage dtype -> names of the weights stored in it; what is not named keeps its own.
 
     Args:
-        weights: values by name; kernels have four axes, the last but one being the channels of a
-            depthwise kernel, the last one the outputs of any other.
+        weights: values by name.
         weights_dtype: the recipe's: one of ``STORED``.
+        wide: kernels that keep 16 bits where the others have 8.
 
     Raises:
         ConversionError: an unknown dtype.
@@ -56,25 +104,65 @@ def choose_storage(weights: Mapping[str, npt.NDArray[Any]], weights_dtype: str) 
             f"TF.js target: weights_dtype '{weights_dtype}' is not one of {', '.join(STORED)}.",
             hint="Change weights_dtype in the recipe.",
         )
-    kernels = [name for name, values in weights.items() if values.ndim == 4 and max(values.shape[:3]) > 1]
+    kernels = list_kernels(weights)
     if weights_dtype == "float32":
         return {}
     if weights_dtype != "uint8":
         return {weights_dtype: kernels}
-    limit = MAX_WIDE_SHARE * sum(weights[name].size for name in kernels)
-    wide = {
-        name
-        for name in kernels
-        if weights[name].size <= SMALL_VALUES
-        or (weights[name].size <= limit and measure_noise(weights[name]) > MAX_CHANNEL_NOISE)
-    }
     return {
         "uint8": [name for name in kernels if name not in wide],
-        "uint16": sorted(wide),
+        "uint16": [name for name in kernels if name in wide],
         "float16": [
             name for name, values in weights.items() if values.ndim == 1 and values.dtype == np.float32
         ],
     }
+
+
+def choose_wide(
+    weights: Mapping[str, npt.NDArray[Any]], errors: Mapping[bytes, float], room_bytes: float
+) -> set[str]:
+    """Kernels that keep 16 bits: those whose 8 bits do most harm for each byte, while there is room.
+
+    Equal kernels count once, because they are stored once.
+
+    Raises:
+        ConversionError: a kernel that nobody knows the error of.
+    """
+    groups: dict[bytes, list[str]] = {}
+    for name in list_kernels(weights):
+        groups.setdefault(spell_kernel(weights[name]), []).append(name)
+    unknown = next((names[0] for spelled, names in groups.items() if spelled not in errors), None)
+    if unknown is not None:
+        raise ConversionError(
+            f"Kernel {unknown} holds the weights of no layer that was prepared.",
+            hint="Run `nailtool build-variants`; what does not fit will be made again.",
+        )
+    chosen: set[str] = set()
+    for _, names in sorted(groups.items(), key=lambda g: -errors[g[0]] / weights[g[1][0]].size):
+        size = weights[names[0]].size
+        if size <= room_bytes:
+            chosen.update(names)
+            room_bytes -= size
+    return chosen
+
+
+def share_constants(topology: Any, weights: list[dict[str, Any]], storage: Mapping[str, list[str]]) -> None:
+    """Store equal weights once, in place: both branches begin with the same frozen stages."""
+    dtypes = {name: dtype for dtype, names in storage.items() for name in names}
+    first: dict[tuple[Any, ...], str] = {}
+    moved: dict[str, str] = {}
+    for entry in weights:
+        name, data = entry["name"], entry["data"]
+        key = (dtypes.get(name), str(data.dtype), data.shape, data.tobytes())
+        if name in dtypes and first.setdefault(key, name) != name:
+            moved[name] = first[key]
+    weights[:] = [entry for entry in weights if entry["name"] not in moved]
+    kept = [node for node in topology.node if node.name not in moved]
+    copied = [type(node).FromString(node.SerializeToString()) for node in kept]
+    del topology.node[:]
+    topology.node.extend(copied)
+    for node in topology.node:
+        node.input[:] = [moved.get(name.split(":")[0], name) for name in node.input]
 
 
 def correct_biases(
@@ -189,32 +277,24 @@ def _load_quantization() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return module.quantize_weights, module.dequantize_weights
 
 
-def measure_noise(kernel: npt.NDArray[Any]) -> float:
-    """What uint8 with one scale takes from the output channels of a kernel: RMS share of each one's norm."""
-    quantize_weights, dequantize_weights = _load_quantization()
-
-    codes, scales = quantize_weights(kernel, np.uint8)
-    loss = np.asarray(dequantize_weights(codes, scales), np.float64) - kernel
-    # (kh, kw, in, out), or (kh, kw, channels, 1) of a depthwise kernel
-    axes = (0, 1, 3) if kernel.shape[3] == 1 else (0, 1, 2)
-    norms = np.sum(np.asarray(kernel, np.float64) ** 2, axes)
-    share = np.sum(loss**2, axes)[norms > 0] / norms[norms > 0]
-    return float(np.sqrt(np.mean(share))) if share.size else 0.0
-
-
-def trim_scales(manifest: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A weights manifest whose scales and minima have the nine digits that float32 can hold."""
+def trim_manifest(manifest: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A weights manifest with what TF.js reads; scales and minima have the nine digits float32 can hold."""
     for group in manifest:
         for weight in group["weights"]:
+            stored = weight.get("quantization", {})
+            stored.pop("original_dtype", None)  # the entry's own dtype says it
             for key in ("scale", "min"):
-                if key in weight.get("quantization", {}):
-                    weight["quantization"][key] = float(f"{weight['quantization'][key]:.9g}")
+                if key in stored:
+                    stored[key] = float(f"{stored[key]:.9g}")
     return manifest
 
 
 def trim_topology(topology: dict[str, Any]) -> dict[str, Any]:
     """A graph in JSON without the attributes TF.js has no use for: a third of what uint8 leaves of a file."""
     for node in topology["node"]:
+        if node["op"] == "Const":
+            node.pop("attr", None)  # they stand in the list of weights, too
+            continue
         if node.get("attr", {}).get("data_format", {"s": _NHWC}) != {"s": _NHWC}:
             continue
         attributes = node.get("attr", {})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from deploy.onnx_to_tf import INPUT_NAME, FrozenModel, silence_tensorflow
 from deploy.tf_passes import (
@@ -19,7 +19,15 @@ from deploy.tf_passes import (
     mark_biases,
     rename_nodes,
 )
-from deploy.tfjs_quantize import choose_storage, correct_biases, trim_scales, trim_topology
+from deploy.tfjs_quantize import (
+    Rounding,
+    choose_storage,
+    choose_wide,
+    correct_biases,
+    share_constants,
+    trim_manifest,
+    trim_topology,
+)
 from nailcore.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -29,6 +37,8 @@ if TYPE_CHECKING:
 # convolutions stay unfused. fuse: folded first, so that the official fusing pass sees every convolution.
 Passes = Literal["none", "fold", "fuse"]
 SHARD_BYTES = 4 << 20
+_ENTRY = 190  # of model.json, that one more weight takes
+_SLACK = 256  # scales and minima are written with more digits or fewer
 
 
 def optimise(model: FrozenModel, passes: Passes = "fuse") -> GraphDef:
@@ -80,8 +90,8 @@ def write_model(
     names: tuple[str, ...],
     weights_dtype: str,
     folder: Path,
-    images: npt.NDArray[np.uint8] | None = None,
-) -> None:
+    rounding: Rounding | None = None,
+) -> dict[str, int]:
     """Write ``model.json`` and its weight shards; the same graph gives the same bytes.
 
     Args:
@@ -91,26 +101,77 @@ def write_model(
             and a minimum per tensor. Biases (under 2 %) keep float32, with "uint8" float16. TF.js widens all
             of them to float32 when it loads the file, so a smaller file is no faster.
         folder: to write; it must not exist.
-        images: calibration images (N, H, W, 3) uint8 RGB: with "uint8", biases make up for the mean shift
-            that rounding causes on them.
+        rounding: with "uint8": which kernels keep 16 bits, and images on which biases make up for the mean
+            shift that rounding causes.
+
+    Returns:
+        dtype of storage -> number of weights that have it.
 
     Raises:
-        ConversionError: an unknown dtype, or a weight beyond the range of float16.
+        ConversionError: an unknown dtype, a weight beyond the range of float16, or "uint8" without
+            ``rounding``.
     """
-    import tensorflow as tf
-    from tensorflowjs import write_weights
     from tensorflowjs.converters import tf_saved_model_conversion_v2 as official
 
-    signature = _describe_signature(graph, names)
     topology = type(graph)()
     topology.CopyFrom(graph)
     weights = official.extract_weights(topology)  # moves the values out of the nodes
     values = {entry["name"]: entry["data"] for entry in weights[0]}
     storage = choose_storage(values, weights_dtype)
+    if "uint8" in storage:
+        if rounding is None:
+            raise ConversionError("TF.js target: uint8 needs what its recipe prepares; nothing was prepared.")
+        wide = choose_wide(values, rounding.errors, _measure_room(graph, names, topology, weights, rounding))
+        storage = choose_storage(values, weights_dtype, wide)
     _check_float16_range(values, storage.get("float16", []))
-    if images is not None and "uint8" in storage:
-        correct_biases(graph, weights[0], storage, images)
+    if rounding is not None and "uint8" in storage:
+        correct_biases(graph, weights[0], storage, rounding.images)
+        share_constants(topology, weights[0], storage)
     folder.mkdir(parents=True)
+    _write_folder(graph, names, topology, weights, storage, folder)
+    return {dtype: len(stored) for dtype, stored in storage.items()}
+
+
+def _measure_room(
+    graph: GraphDef,
+    names: tuple[str, ...],
+    topology: GraphDef,
+    weights: list[list[dict[str, Any]]],
+    rounding: Rounding,
+) -> float:
+    """Bytes that are left below the size asked for when every kernel has 8 bits."""
+    values = {entry["name"]: entry["data"] for entry in weights[0]}
+    sizes = []
+    with tempfile.TemporaryDirectory(prefix="nailtool-tfjs-") as scratch:
+        for dtype in ("float32", "uint8"):
+            work, entries = type(graph)(), [[dict(entry) for entry in weights[0]]]
+            work.CopyFrom(topology)
+            storage = choose_storage(values, dtype)
+            if storage:
+                share_constants(work, entries[0], storage)
+            folder = Path(scratch) / dtype
+            folder.mkdir()
+            _write_folder(graph, names, work, entries, storage, folder)
+            sizes.append(sum(path.stat().st_size for path in folder.iterdir()))
+            if dtype == "uint8":  # biases of equal kernels are corrected apart from each other
+                apart = sum(v.nbytes // 2 + _ENTRY for v in values.values() if v.ndim == 1)
+                kept = sum(e["data"].nbytes // 2 + _ENTRY for e in entries[0] if e["data"].ndim == 1)
+                sizes[-1] += apart - kept
+    return rounding.size_ratio * sizes[0] - sizes[1] - _SLACK
+
+
+def _write_folder(  # noqa: PLR0917 - the parts of a file
+    graph: GraphDef,
+    names: tuple[str, ...],
+    topology: GraphDef,
+    weights: list[list[dict[str, Any]]],
+    storage: dict[str, list[str]],
+    folder: Path,
+) -> None:
+    import tensorflow as tf
+    from tensorflowjs import write_weights
+    from tensorflowjs.converters import tf_saved_model_conversion_v2 as official
+
     manifest = write_weights.write_weights(
         weights,
         str(folder),
@@ -120,12 +181,12 @@ def write_model(
     )
     nodes = official.MessageToDict(topology)
     if "uint8" in storage:
-        nodes, manifest = trim_topology(nodes), trim_scales(manifest)
+        nodes, manifest = trim_topology(nodes), trim_manifest(manifest)
     document = {
         "format": "graph-model",
         "generatedBy": tf.__version__,
         "convertedBy": official.common.get_converted_by(),
-        "signature": signature,
+        "signature": _describe_signature(graph, names),
         # Keys sorted: protobuf maps have no order of their own.
         "modelTopology": json.loads(json.dumps(nodes, sort_keys=True)),
         "weightsManifest": manifest,

@@ -19,6 +19,7 @@ from quantize.calibration import (
     describe_shortage,
     load_samples,
 )
+from quantize.kernel_errors import measure_kernel_errors, ranks_kernels
 from quantize.prepared import CALIBRATION, CARD, NETWORK, Prepared, PreparedCard
 from quantize.recipe import Recipe
 from quantize.round_weights import round_weights, rounds_weights
@@ -61,6 +62,9 @@ def prepare(  # noqa: PLR0917 - the order of the pipeline
             card = _train(card, variant, recipe, weights, dataset, images, out, scratch, progress)
         if rounds_weights(recipe) and images is not None:
             card = _round(card, variant, recipe, weights, images, scratch)
+        if ranks_kernels(recipe) and images is not None:
+            network = Prepared(scratch, card).load_network(variant, weights)
+            card = card.model_copy(update={"kernel_errors": measure_kernel_errors(network, images)})
         if recipe.finetune is not None and not trains_kernels(recipe):
             card = _train_tables(card, variant, recipe, weights, dataset, out, scratch, progress)
         write_text(scratch / CARD, card.model_dump_json(indent=1) + "\n")

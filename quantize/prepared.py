@@ -36,6 +36,7 @@ class PreparedCard(BaseModel):
     float_layers: tuple[
         str, ...
     ] = ()  # torch module names that stay in float, beside the recipe's keep_float
+    kernel_errors: dict[str, float] = {}  # by torch module name, see quantize.kernel_errors
     notes: dict[str, Any] = {}  # what each pass did, for the manifest
 
 

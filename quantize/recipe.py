@@ -35,7 +35,7 @@ class Weights(_Part):
     channel_scale: bool = False
     """palettes: output channels are normalised before a table is fitted"""
     size_ratio: float | None = Field(default=None, gt=0, lt=1)
-    """palettes: bits are spread over the layers so that the file is at most this share of its fp32 form"""
+    """bits are spread over the layers so that the file is at most this share of its fp32 form"""
     keep_float: tuple[str, ...] = ()
     """layers that stay in float: torch module names, or prefixes ending in '.'"""
 
@@ -178,6 +178,12 @@ class Recipe(_Part):
         if self.weights.channel_scale and not self.weights_dtype.startswith("palette"):
             raise ValueError(
                 f"weights.channel_scale true with weights_dtype '{self.weights_dtype}': only palettes have it"
+            )
+
+        if self.weights.size_ratio is not None and not self.weights_dtype.startswith(("palette", "uint8")):
+            raise ValueError(
+                f"weights.size_ratio {self.weights.size_ratio:g} with weights_dtype '{self.weights_dtype}': "
+                "only palettes and uint8 have bits to spread"
             )
 
     @property

@@ -99,6 +99,7 @@ def test_a_wrong_key_or_value_is_named_with_what_is_allowed(
             "weights_dtype 'float32' with [finetune], [weights]",
         ),
         (STORED + "[weights]\nchannel_scale = true\n", "channel_scale true with weights_dtype 'int8'"),
+        (STORED + "[weights]\nsize_ratio = 0.27\n", "size_ratio 0.27 with weights_dtype 'int8'"),
     ],
 )
 def test_choices_that_contradict_each_other_are_both_named(text: str, told: str, tmp_path: Path) -> None:
