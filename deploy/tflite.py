@@ -23,7 +23,7 @@ from deploy.onnx_to_tf import (
 )
 from deploy.tf_passes import SPLITS, count_ops, drop_noops, fold_dilations, fold_pads, rename_nodes
 from deploy.tflite_file import TfliteFile, read_tflite
-from deploy.tflite_quantize import quantize_tflite
+from deploy.tflite_quantize import correct_parent, quantize_tflite
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError, ConversionError
 from nailcore.measure import find_versions, measure_cost
@@ -56,7 +56,8 @@ def convert(
     The model takes ``image``, (1, H, W, 3) float32 RGB 0..255, and gives logits (1, h, w, C). With
     ``weights_dtype`` float16 constants are stored in half precision and widened when the file is opened;
     with int8 they are codes, and so are activations where ``compute_dtype`` is int8. ``prepared`` holds the
-    calibration images.
+    calibration images: biases make up for the mean shift of 8-bit weights on them, in integer arithmetic
+    where the recipe says so.
 
     Raises:
         ArtifactError: what was prepared is damaged.
@@ -66,17 +67,23 @@ def convert(
     names = tuple(output.name for output in variant.outputs)
     dtype = _read_dtype(recipe)
     half = dtype == "float16"
-    with measure_cost() as cost, quiet_native_logs():
-        model = freeze_onnx(parent, names)
-        graph = _fold(model)
-        if half:
-            _check_float16_range(graph)
-        data = _run_converter(graph, names, half=half)
+    with measure_cost() as cost, quiet_native_logs(), tempfile.TemporaryDirectory() as scratch_dir:
+        source, plan, images, corrected = parent, None, None, 0
         if dtype == "int8":
             plan = Recipe.model_validate({"summary": "", "targets": (KIND,), **recipe})
             if prepared is None:
                 raise ConversionError(f"Recipe '{plan.name}' needs calibration images; none were prepared.")
-            data = quantize_tflite(data, plan, open_prepared(prepared).load_images())
+            images = open_prepared(prepared).load_images()
+            if plan.passes.correct_bias or plan.activations is None:
+                source = Path(scratch_dir) / parent.name
+                corrected = correct_parent(parent, plan, images, source)
+        model = freeze_onnx(source, names)
+        graph = _fold(model)
+        if half:
+            _check_float16_range(graph)
+        data = _run_converter(graph, names, half=half)
+        if plan is not None and images is not None:
+            data = quantize_tflite(data, plan, images)
         content = read_tflite(data)
         _check_content(content, names)
         _verify(parent, data, names, MAX_RELATIVE_ERROR[dtype])
@@ -107,6 +114,7 @@ def convert(
             "space_to_batch_after": after.get("SPACE_TO_BATCH_ND", 0),
             "dilated_convolutions": content.count_dilated(),
             "nodes": sum(after.values()),
+            **({"biases_corrected": corrected} if corrected else {}),
         },
     )
 

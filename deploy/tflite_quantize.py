@@ -6,6 +6,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,39 @@ def quantize_tflite(data: bytes, recipe: Recipe, images: npt.NDArray[np.uint8]) 
     if found.quantized_model is None:
         raise ConversionError("ai-edge-quantizer gave no file.")
     return inline_buffers(bytes(found.quantized_model))
+
+
+def correct_parent(parent: Path, recipe: Recipe, images: npt.NDArray[np.uint8], out: Path) -> int:
+    """Write the float ONNX file whose biases make up for the mean shift that 8 bits will cause.
+
+    Args:
+        parent: ONNX file of the trained network; stays as it is, and what the result is compared with.
+        recipe: whether activations are rounded, too, and how their ranges are chosen.
+        images: calibration images (N, H, W, 3) uint8 RGB.
+        out: to write.
+
+    Returns:
+        how many biases were corrected.
+
+    Raises:
+        DataError: the network gives NaN or infinite values on a calibration image.
+    """
+    import onnx
+
+    from quantize.correct_bias import correct_biases
+    from quantize.onnx_ranges import measure_ranges
+    from quantize.ranges import choose_affine
+
+    model = onnx.load(str(parent))
+    affines = None
+    if recipe.activations is not None and recipe.calibration is not None:
+        tensors = list(dict.fromkeys(n.input[0] for n in model.graph.node if n.op_type == "Conv"))
+        ranges = measure_ranges(model, tensors, images, recipe.calibration)
+        # The quantizer's int8 levels are these less 128.
+        affines = {name: choose_affine(found, recipe.activations) for name, found in ranges.items()}
+    changes = correct_biases(model, affines, images, per_channel=True)
+    out.write_bytes(model.SerializeToString(deterministic=True))
+    return len(changes)
 
 
 def inline_buffers(data: bytes) -> bytes:

@@ -64,9 +64,9 @@ class Geometry:
 
 def correct_biases(
     model: Any,
-    affines: Mapping[str, Affine],
+    affines: Mapping[str, Affine] | None,
     images: npt.NDArray[np.uint8],
-    keep_float: Collection[str],
+    keep_float: Collection[str] = (),
     *,
     per_channel: bool,
 ) -> dict[str, float]:
@@ -74,7 +74,7 @@ def correct_biases(
 
     Args:
         model: onnx.ModelProto, float; every convolution has a name and a bias of its own or a shared one.
-        affines: how activations will be rounded, by tensor.
+        affines: how activations will be rounded, by tensor; None: they stay in float.
         images: calibration images (N, H, W, 3) uint8 RGB.
         keep_float: names of convolutions that stay as they are.
         per_channel: how weights will be rounded.
@@ -86,7 +86,7 @@ def correct_biases(
 
     values = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     nodes = [n for n in model.graph.node if n.op_type == "Conv" and n.name not in keep_float]
-    nodes = [n for n in nodes if n.input[0] in affines]
+    nodes = [n for n in nodes if affines is None or n.input[0] in affines]
     if not nodes:
         return {}
     means = _measure_means(model, nodes, values, affines, images)
@@ -119,7 +119,7 @@ def _measure_means(
     model: Any,
     nodes: list[Any],
     values: Mapping[str, F32],
-    affines: Mapping[str, Affine],
+    affines: Mapping[str, Affine] | None,
     images: npt.NDArray[np.uint8],
 ) -> dict[str, tuple[F64, F64]]:
     """Per convolution: mean of what each tap sees, before and after its input is rounded."""
@@ -127,7 +127,7 @@ def _measure_means(
     inputs = list(dict.fromkeys(node.input[0] for node in nodes))
     images = images[:: max(1, len(images) // ENOUGH_IMAGES)][:ENOUGH_IMAGES]
     for tensor, value in execute_graph(model, inputs, images):
-        both = np.concatenate([value, affines[tensor].round(value)])  # (2, C, h, w)
+        both = np.concatenate([value, value if affines is None else affines[tensor].round(value)])
         for node in (n for n in nodes if n.input[0] == tensor):
             shape = values[node.input[1]].shape
             geometry = Geometry.of(node, (shape[2], shape[3]))

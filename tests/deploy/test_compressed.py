@@ -345,3 +345,69 @@ def test_integers_inside_floats_outside_and_a_changed_scale_shows(tmp_path: Path
     broken.write_bytes(bytes(builder.Output()))
     assert sound < 0.25
     assert measure_error(broken) > 2 * sound
+
+
+def measure_shift(recipe: str) -> float:
+    """RMS over classes of the mean that a file's nail logits are off by, over the images it was made on."""
+    artifact, path = open_artifact(build_artifact(VARIANT.name, "tflite", recipe))
+    _, full = open_artifact(build_artifact(VARIANT.name, "tflite"))
+    images = open_prepared(prepare_recipe(VARIANT.name, recipe)).load_images()
+    found, expected = (TfliteRunner(artifact, file).run(images)["fgbg"] for file in (path, full))
+    return float(np.sqrt(np.mean((found - expected).mean((0, 2, 3)) ** 2)))
+
+
+def test_corrected_biases_take_out_what_integers_shift_and_the_parent_stays_the_trained_network() -> None:
+    corrected = read_manifest(build_artifact(VARIANT.name, "tflite", "int8-centred"))
+    plain = read_manifest(build_artifact(VARIANT.name, "tflite", "int8-per-channel"))
+    trained = read_manifest(build_artifact(VARIANT.name, "onnx"))
+    assert corrected.made_by.parent_sha256 == plain.made_by.parent_sha256 == trained.sha256
+    assert corrected.structure["biases_corrected"] == 65
+    assert "biases_corrected" not in plain.structure
+    assert measure_shift("int8-centred") < 0.6 * measure_shift("int8-per-channel")
+
+
+@pytest.mark.parametrize("recipe", ["int8-centred", "int8-weights"])
+def test_a_correction_changes_biases_alone_and_one_of_the_wrong_sign_doubles_the_shift(
+    recipe: str, tmp_path: Path
+) -> None:
+    import onnx
+
+    from deploy.tflite_quantize import correct_parent
+    from quantize.onnx_ranges import execute_graph
+    from quantize.ranges import round_kernel
+
+    _, parent = open_artifact(build_artifact(VARIANT.name, "onnx"))
+    images = open_prepared(prepare_recipe(VARIANT.name, recipe)).load_images()
+    trained, corrected = onnx.load(parent), tmp_path / "corrected.onnx"
+    convolutions = [n for n in trained.graph.node if n.op_type == "Conv"]
+    assert correct_parent(parent, find_recipe(recipe), images, corrected) == len(convolutions)
+    made = onnx.load(corrected)
+    values, after = (
+        {t.name: onnx.numpy_helper.to_array(t) for t in m.graph.initializer} for m in (trained, made)
+    )
+    assert all(np.array_equal(after[name], value) for name, value in values.items())
+
+    def measure(sign: float) -> float:
+        """Squared mean shift of a late tensor when kernels are rounded and biases corrected by ``sign``."""
+        work = onnx.ModelProto()
+        work.CopyFrom(made)
+        own = {n.name: n.input[2] for n in convolutions}
+        for tensor in work.graph.initializer:
+            if tensor.name.endswith(".corrected_bias"):
+                first = values[own[tensor.name.removesuffix(".corrected_bias")]]
+                value = first + sign * (after[tensor.name] - first)
+            elif tensor.name.endswith(".weight"):
+                value = round_kernel(values[tensor.name], per_channel=True)
+            else:
+                continue
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), tensor.name))
+        late = convolutions[len(convolutions) // 4].output[0]
+        shift = 0.0
+        for (_, found), (_, expected) in zip(
+            execute_graph(work, [late], images), execute_graph(trained, [late], images), strict=True
+        ):
+            shift = shift + (found - expected).mean((0, 2, 3))
+        return float(np.sum(np.square(shift)))
+
+    assert measure(1.0) < 0.6 * measure(0.0)
+    assert measure(-1.0) > 1.5 * measure(0.0)
