@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 # with what the format adds to it would save them little.
 SMALL_VALUES = 1600
 _BITS = {"palette8": (8,), "palette6": (4, 6, 8), "palette4": (2, 3, 4, 6, 8)}
-# Bytes of a package, measured on ours: what the program says of a layer, in float32 and with constants
-# shared, of a kernel that stays and of each decompression. A blob has 64 bytes of header and is padded to 64.
-_LAYER_FLOAT32, _LAYER, _KERNEL, _DECOMPRESSION, _BLOB = 1620, 760, 260, 360, 64
+# Bytes of a package, measured on ours: what the program says of a layer, in float32 and shortened, of a
+# kernel that stays and of each decompression. A blob has 64 bytes of header and is padded to 64; equal ones
+# are stored once, as are the first kernels of both branches.
+_LAYER_FLOAT32, _LAYER, _KERNEL, _DECOMPRESSION, _BLOB = 1620, 610, 190, 335, 64
 
 
 def plan_bits(
@@ -62,7 +63,7 @@ def plan_bits(
     }
     budget = recipe.weights.size_ratio * _estimate_float32(kernels)
     budget -= sum(_LAYER + _blob(2 * len(kernel)) for kernel in kernels.values())
-    budget -= sum(_KERNEL + _blob(2 * kernels[name].size) for name in keep)
+    budget -= _KERNEL * len(keep) + _blobs([kernels[name] for name in keep], 2)
     errors = {name: _list_errors(kernels[name], found, name, statistics) for name, found in options.items()}
     sizes = {
         name: [estimate_size(kernels[name].shape, one) for one in found] for name, found in options.items()
@@ -83,8 +84,15 @@ def _blob(size: int) -> int:
     return _BLOB + -(-size // _BLOB) * _BLOB
 
 
+def _blobs(kernels: Iterable[npt.NDArray[np.float32]], value_bytes: int) -> int:
+    """Of kernels that stay, equal ones once."""
+    sizes = {kernel.tobytes(): _blob(value_bytes * kernel.size) for kernel in kernels}
+    return sum(sizes.values())
+
+
 def _estimate_float32(kernels: Mapping[str, npt.NDArray[np.float32]]) -> int:
-    return sum(_LAYER_FLOAT32 + _blob(4 * k.size) + _blob(4 * len(k)) for k in kernels.values())
+    biases = sum(_blob(4 * len(kernel)) for kernel in kernels.values())
+    return _LAYER_FLOAT32 * len(kernels) + biases + _blobs(kernels.values(), 4)
 
 
 def _list_errors(

@@ -56,6 +56,8 @@ def prepare_recipe(variant_name: str, recipe_name: str) -> Path:
     folder = _folder() / "prepared" / f"{variant_name}.{recipe_name}"
     folder.parent.mkdir(exist_ok=True)
     recipe = quantize.find_recipe(recipe_name)
+    if recipe.finetune is not None:  # that it is done shows after a few steps; what it gains is measured
+        recipe = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"steps": 3})})
     prepare(variant, recipe, weights_path(variant), load_hands(), folder, lambda _done, _all: None)
     return folder
 
