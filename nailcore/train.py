@@ -289,7 +289,8 @@ def _dump(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=FREE_SETTINGS)
 
 
-def _load_batches(batches: MixedBatches, first: int, workers: int) -> Iterable[Batch]:
+def load_batches(batches: MixedBatches, first: int, workers: int) -> Iterable[Batch]:
+    """The batches from ``first`` on, in their order; made between the steps, or by ``workers`` processes."""
     steps = range(first, len(batches))
     if not workers:
         return (batches[step] for step in steps)
@@ -345,7 +346,7 @@ def run_steps(
     average = _Average(state.average, state.network, config.ema_decay)
     pipeline = _Pipeline(variant, config, fabric.device)
     network.train()
-    loader = iter(_load_batches(batches, state.step, config.workers))
+    loader = iter(load_batches(batches, state.step, config.workers))
     while state.step < config.steps:
         started = time.perf_counter()
         batch = next(loader)
