@@ -90,7 +90,7 @@ def _write_package(path: Path) -> None:
             skip_model_load=True,
         )
         model.save(str(path))
-    _make_deterministic(path, share=False)  # a case must be the same damage everywhere
+    _make_deterministic(path, small=False)  # a case must be the same damage everywhere
 
 
 def _describe(kind: str, path: Path, layout: str) -> Artifact:
