@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -19,6 +20,7 @@ from nailcore.facts import (
     AblationGain,
     AblationResult,
     AccuracyResult,
+    ImageSet,
     Interval,
     read_fact,
     write_fact,
@@ -27,7 +29,7 @@ from nailcore.measure import describe_machine, find_versions
 from nailcore.metrics import bootstrap, miou_of, nail_iou_of
 from nailcore.runtime import Images, Logits
 from nailcore.storage import hash_file
-from nailcore.train import StepReport, TrainConfig, run_training
+from nailcore.train import FREE_SETTINGS, StepReport, TrainConfig, run_training
 from nailcore.variant import Variant
 
 NETWORKS = ("cascade", "single branch")
@@ -47,6 +49,14 @@ class AblationOrder:
     init: Path | None
     seeds: int
     out: Path
+
+
+class AblationReport(AblationResult):
+    """The result with all it takes to do it again."""
+
+    init_sha256: str
+    config: dict[str, object]  # without seed and loss
+    weights_sha256: dict[str, tuple[str, ...]]  # "cascade lmp" -> by seed
 
 
 class NetworkRunner:
@@ -75,7 +85,7 @@ class NetworkRunner:
 
 def run_ablation(
     order: AblationOrder, report: Callable[[str, StepReport], None] | None = None
-) -> AblationResult:
+) -> AblationReport:
     """Train and measure every cell, going on where an interrupted run stopped; writes nothing but ``out``.
 
     Raises:
@@ -86,22 +96,22 @@ def run_ablation(
     for seed, network, loss in product(range(order.seeds), NETWORKS, LOSSES):
         results.setdefault((network, loss), []).append(_measure_cell(order, network, loss, seed, report))
     cells = [_describe_cell(key, found) for key, found in results.items()]
-    trained_on = [source.describe("train") for source in order.sources]
-    return AblationResult(
+    return AblationReport(
         variant=order.variant.name,
         steps=order.config.steps,
         batch=order.config.batch,
         crop_px=order.config.crop_px,
         init=order.init.name if order.init else "random",
         images=order.held_out.describe("held-out"),
-        trained_on=trained_on[0].model_copy(
-            update={
-                "name": " + ".join(t.name for t in trained_on),
-                "count": sum(t.count for t in trained_on),
-            }
-        ),
+        trained_on=sum_up_sets([source.describe("train") for source in order.sources]),
         machine=describe_machine(),
-        versions=find_versions(("torch", "lightning-fabric")),
+        versions=find_versions(("torch", "lightning-fabric", "numpy", "opencv-python-headless")),
+        init_sha256=hash_file(order.init) if order.init else "",
+        config=order.config.model_dump(mode="json", exclude={*FREE_SETTINGS, "seed", "mask_loss"}),
+        weights_sha256={
+            f"{network} {loss}": tuple(r.weights_sha256 for r in found)
+            for (network, loss), found in results.items()
+        },
         cells=cells,
         gains=list_gains({key: [count_images(r) for r in found] for key, found in results.items()}),
     )
@@ -132,8 +142,8 @@ def _measure_cell(
         build=build,
     )
     fact = folder / "accuracy.json"
-    known = _read_known(fact)
-    if known is not None and known.weights_sha256 == hash_file(weights):
+    known = read_known(fact, weights, order.held_out)
+    if known is not None:
         return known
     net = build(order.variant)
     net.load_state_dict(read_state(weights))
@@ -151,11 +161,26 @@ def _measure_cell(
     return result
 
 
-def _read_known(path: Path) -> AccuracyResult | None:
+def read_known(path: Path, weights: Path, held_out: Dataset) -> AccuracyResult | None:
+    """What an earlier run measured, if it was of these very weights on these very images."""
     try:
-        return read_fact(path, AccuracyResult)
+        known = read_fact(path, AccuracyResult)
     except ArtifactError:
         return None
+    same_images = known.images.sha256 == held_out.describe("held-out").sha256
+    return known if same_images and known.weights_sha256 == hash_file(weights) else None
+
+
+def sum_up_sets(sets: Sequence[ImageSet]) -> ImageSet:
+    """One entry for several data sets."""
+    if len(sets) == 1:
+        return sets[0]
+    return ImageSet(
+        name=" + ".join(s.name for s in sets),
+        sha256=hashlib.sha256("\n".join(s.sha256 for s in sets).encode()).hexdigest(),
+        count=sum(s.count for s in sets),
+        synthetic=all(s.synthetic for s in sets),
+    )
 
 
 def count_images(result: AccuracyResult) -> Counts:
@@ -164,7 +189,7 @@ def count_images(result: AccuracyResult) -> Counts:
     return np.array([[i.tp, i.fp, i.fn, i.tn] for i in images], np.float64)
 
 
-def _count_edges(result: AccuracyResult) -> Counts:
+def count_edges(result: AccuracyResult) -> Counts:
     """(images, 4) boundary counts, sorted by image name."""
     images = sorted(result.per_image, key=lambda image: image.name)
     return np.array([i.boundary or (0, 0, 0, 0) for i in images], np.float64)
@@ -172,7 +197,7 @@ def _count_edges(result: AccuracyResult) -> Counts:
 
 def _describe_cell(key: tuple[str, str], results: Sequence[AccuracyResult]) -> AblationCell:
     counts = np.sum([count_images(r) for r in results], axis=0)
-    edges = np.sum([_count_edges(r) for r in results], axis=0)
+    edges = np.sum([count_edges(r) for r in results], axis=0)
     return AblationCell(
         network=key[0],
         loss=key[1],
@@ -205,8 +230,18 @@ def list_gains(cells: dict[tuple[str, str], list[Counts]]) -> list[AblationGain]
 def _compare(
     better: str, worse: str, given: str, sides: tuple[list[list[Counts]], list[list[Counts]]]
 ) -> AblationGain:
-    """Images and seeds are resampled; both sides see the same images (a paired bootstrap)."""
-    stacks = [np.stack([np.stack(seeds) for seeds in side]) for side in sides]  # (cells, seeds, images, 4)
+    miou, nail_iou = compare_counts(*sides)
+    return AblationGain(better=better, worse=worse, given=given, miou=miou, nail_iou=nail_iou)
+
+
+def compare_counts(better: list[list[Counts]], worse: list[list[Counts]]) -> tuple[Interval, Interval]:
+    """Differences in mIoU and in nail IoU, averaged over cells; each side cells of seeds of counts.
+
+    Images and seeds are resampled; both sides see the same images (a paired bootstrap).
+    """
+    stacks = [
+        np.stack([np.stack(seeds) for seeds in side]) for side in (better, worse)
+    ]  # (cells, seeds, images, 4)
     rng = np.random.default_rng(0)
     _, seeds, images, _ = stacks[0].shape
     drawn: list[list[float]] = [[], []]
@@ -222,21 +257,27 @@ def _compare(
         low, high = np.percentile(values, [2.5, 97.5])
         value = float(statistic(*sums[0].T).mean() - statistic(*sums[1].T).mean())
         found.append(Interval(value=value, low=float(low), high=float(high)))
-    return AblationGain(better=better, worse=worse, given=given, miou=found[0], nail_iou=found[1])
+    return found[0], found[1]
 
 
-def render_markdown(result: AblationResult) -> str:
+def render_markdown(result: AblationReport) -> str:
     """The tables as Markdown; mIoU and nail IoU in points."""
 
     def points(interval: Interval) -> str:
         return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
     seeds = len(result.cells[0].seeds)
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     lines = [
         f"{result.variant}: {result.steps} steps of {result.batch} crops ({result.crop_px} px), "
         f"{seeds} seed{'s' if seeds > 1 else ''} per cell, from `{result.init}`; trained on "
         f"{result.trained_on.count} images ({result.trained_on.name}), measured on "
-        f"{result.images.count} held-out images. Brackets: 95 % bootstrap over images.",
+        f"{result.images.count} held-out images ({result.images.name}, content hash "
+        f"`{result.images.sha256[:16]}…`).",
+        "",
+        "Brackets: 95 % bootstrap; of the cells over images with all seeds pooled, of the gains over images "
+        f"(in pairs) and over seeds, which {seeds} can only hint at.",
+        f"{result.machine.cpu}, {result.machine.cores} cores, {result.machine.system}; {versions}.",
         "",
         "| network | loss | mIoU | nail IoU | boundary F | mIoU of each seed |",
         "|---|---|---|---|---|---|",

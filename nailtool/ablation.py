@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nailcore.facts import AblationResult, write_fact
+from nailcore.facts import write_fact
 from nailcore.storage import write_text
 from nailtool.training import TrainOrder, check_extra, find_init, make_config, open_sources
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from benchmark.ablation import AblationReport
     from nailcore.train import StepReport
 
 
@@ -29,7 +30,7 @@ class AblationRequest:
     settings: dict[str, Any]
 
 
-def run_request(request: AblationRequest, console: Console | None) -> AblationResult:
+def run_request(request: AblationRequest, console: Console | None) -> AblationReport:
     """Train and measure every cell; writes ``ablation.json`` and ``ablation.md`` to ``out``.
 
     Raises:
