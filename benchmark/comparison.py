@@ -137,7 +137,8 @@ class Comparison:
             largest_lone_px=max(so_far.largest_lone_px, shift.largest_lone_px),
         )
         permille = 1000 * flipped / ours.size
-        self.worst = max(self.worst, (permille, name))
+        # Of equals the first by name, as in the list of suspects.
+        self.worst = min(self.worst, (permille, name), key=lambda one: (-one[0], one[1]))
         return permille
 
     def _add_classes(self, nails: Mask, reference: Logits, found: Logits) -> None:

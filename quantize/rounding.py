@@ -36,7 +36,7 @@ def make_grid(low: float, high: float, bits: int = 8, *, symmetric: bool = False
     low, high, count = min(low, 0.0), max(high, 0.0), 2**bits
     if symmetric:
         scale = float(np.float32(max(-low, high) / (count // 2 - 1)))
-        return Grid(scale or 1.0, count // 2, count)
+        return Grid(scale if scale > np.finfo(np.float32).tiny else 1.0, count // 2, count)
     scale = float(np.float32((high - low) / (count - 1)))
     if scale <= np.finfo(np.float32).tiny:  # denormal: some processors flush it to 0
         return Grid(1.0, 0, count)
