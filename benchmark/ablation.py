@@ -292,6 +292,8 @@ def render_markdown(result: AblationReport) -> str:
     for gain in result.gains:
         names = [LOSS_NAMES.get(name, name) for name in (gain.better, gain.worse, gain.given)]
         sure = "yes" if gain.miou.low > 0 else "the other way" if gain.miou.high < 0 else "no"
+        if seeds < 2:  # images alone say nothing of another training
+            sure = "one seed"
         what = f"{names[0]} over {names[1]} | {names[2]}"
         lines.append(f"| {what} | {points(gain.miou)} | {points(gain.nail_iou)} | {sure} |")
     return "\n".join(lines) + "\n"

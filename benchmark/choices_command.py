@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmark.choices import Budget, Choice, measure_onnx_costs, render_markdown, run_choices
+from nailcore.errors import NailtoolError
 from nailcore.storage import write_text
+
+SET_HELP = "KEY=VALUE of a training setting (docs/training.md), such as lr_encoder=1e-4; repeat it."
+
+
+def read_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` with the value as TOML writes it; raises NailtoolError."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            found[key.strip()] = tomllib.loads(f"value {equals} {value}")["value"]
+        except ValueError as error:  # TOML's own error is one
+            raise NailtoolError(
+                f"--set {text}: expected KEY=VALUE as in TOML, such as lr_encoder=1e-4: {error}"
+            ) from error
+    return found
 
 
 def compare(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from benchmark.choices import Choice
-from benchmark.choices_command import compare
+from benchmark.choices_command import SET_HELP, compare, read_settings
 from model_zoo import find_variant
 from nailcore.variant import Variant
 
@@ -33,11 +33,13 @@ def main(  # noqa: PLR0917 - options of a command
     threads: Annotated[int, typer.Option(min=0, help="0: as torch chooses.")] = 1,
     workers: Annotated[int, typer.Option(min=0)] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Of the timing.")] = 10,
+    further: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)] = None,
 ) -> None:
     """Train every choice with the same budget, measure accuracy and speed, write one table."""
     base = find_variant(variant)
     choices = [Choice(f"{w}-{conv}", choose(base, w, conv), init) for w, conv in CHOICES]
     settings = {"steps": steps, "batch": batch, "crop_px": crop, "threads": threads, "workers": workers}
+    settings |= read_settings(further or [])
     compare(f"Decoders of {base.name}", choices, data, settings, seeds=seeds, rounds=rounds, out=out)
 
 

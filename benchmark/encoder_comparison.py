@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from benchmark.choices import Choice
-from benchmark.choices_command import compare
+from benchmark.choices_command import SET_HELP, compare, read_settings
 from model_zoo import find_variant
 from nailcore.errors import NailtoolError
 from nailcore.nets.encoder import ENCODERS, FIRST_ENCODER, with_encoder
@@ -47,17 +47,17 @@ def main(  # noqa: PLR0917 - options of a command
     steps: Annotated[int, typer.Option(min=1, help="The same budget for every encoder.")] = 500,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     crop: Annotated[int, typer.Option(help="Crop side in px.")] = 320,
-    plain_steps: Annotated[int, typer.Option(min=0, help="As `nailtool train --plain-steps`.")] = 0,
     seeds: Annotated[int, typer.Option(min=1)] = 2,
     threads: Annotated[int, typer.Option(min=0, help="0: as torch chooses.")] = 1,
     workers: Annotated[int, typer.Option(min=0)] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Of the timing.")] = 10,
+    further: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)] = None,
 ) -> None:
     """Train every encoder with the same budget, measure accuracy and speed, write one table."""
     base = find_variant(variant)
     choices = list_choices(base, read_inits(init or []), scratch=scratch)
     settings = {"steps": steps, "batch": batch, "crop_px": crop, "threads": threads, "workers": workers}
-    settings["plain_steps"] = plain_steps
+    settings |= read_settings(further or [])
     compare(f"Encoders of {base.name}", choices, data, settings, seeds=seeds, rounds=rounds, out=out)
 
 

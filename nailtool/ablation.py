@@ -28,6 +28,7 @@ class AblationRequest:
     seeds: int
     fold: str
     settings: dict[str, Any]
+    phases: tuple[str, ...] = ()  # STEPS:SHARE,SHARE
 
 
 def run_request(request: AblationRequest, console: Console | None) -> AblationReport:
@@ -50,6 +51,7 @@ def run_request(request: AblationRequest, console: Console | None) -> AblationRe
         out=request.out,
         settings=request.settings,
         fold=request.fold,
+        phases=request.phases,
     )
     config, init, sources = make_config(order), find_init(request.init), open_sources(order)
     # Photographs say more than rendered hands, where there are any.

@@ -12,6 +12,7 @@ from nailtool.commands.options import JsonOption, QuietOption
 from nailtool.terminal import Terminal, format_interval
 
 DATA_HELP = "Data folder with a written split, or FOLDER:SHARE; repeat it to mix."
+PHASE_HELP = "STEPS:SHARE,SHARE with one share per --data; repeat it for phases. Replaces --steps."
 INIT_HELP = "MobileNetV2 1.00 (.npz, Keras layer names) for the encoders."
 
 
@@ -19,6 +20,9 @@ INIT_HELP = "MobileNetV2 1.00 (.npz, Keras layer names) for the encoders."
 def ablate(
     *,
     data: Annotated[list[str], typer.Option("--data", metavar="FOLDER[:SHARE]", help=DATA_HELP)],
+    phase: Annotated[
+        list[str] | None, typer.Option("--phase", metavar="STEPS:SHARES", help=PHASE_HELP)
+    ] = None,
     init: Annotated[str | None, typer.Option("--init", metavar="FILE", help=INIT_HELP)] = None,
     variant: Annotated[str, typer.Option("--variant", help="Whose encoder and input size.")] = "nail55-480",
     out: Annotated[Path, typer.Option("--out", help="Checkpoints, facts and the table.")] = Path(
@@ -29,6 +33,12 @@ def ablate(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Crops per step.")] = 8,
     crop: Annotated[int, typer.Option("--crop", help="Crop side in px, a multiple of 32.")] = 320,
     fold: Annotated[str, typer.Option("--fold", metavar="K/N", help="Hold out this fold.")] = "",
+    plain_steps: Annotated[
+        int, typer.Option("--plain-steps", min=0, help="Cross-entropy + Dice before the mask loss.")
+    ] = 0,
+    frozen_stages: Annotated[int, typer.Option("--frozen-stages", min=0, help="With --init.")] = 3,
+    lr_encoder: Annotated[float, typer.Option("--lr-encoder", help="Peak learning rate.")] = 5e-4,
+    lr_decoder: Annotated[float, typer.Option("--lr-decoder", help="Peak learning rate.")] = 2e-3,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as torch likes.")] = 0,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that make crops.")] = 0,
     quiet: QuietOption = False,
@@ -50,10 +60,15 @@ def ablate(
         out=out,
         seeds=seeds,
         fold=fold,
+        phases=tuple(phase or ()),
         settings={
             "steps": steps,
             "batch": batch,
             "crop_px": crop,
+            "plain_steps": plain_steps,
+            "frozen_stages": frozen_stages,
+            "lr_encoder": lr_encoder,
+            "lr_decoder": lr_decoder,
             "threads": threads,
             "workers": workers,
         },

@@ -68,6 +68,8 @@ def test_every_cell_is_trained_once_and_found_again(dataset: Dataset, tmp_path: 
     ]
     assert result.images.count == 2 and len(result.gains) == 6
     text = render_markdown(result)
+    assert "| one seed |" in text and "| yes |" not in text  # images alone say nothing of another training
+    assert set(result.weights_sha256) == {f"{c.network} {c.loss}" for c in result.cells}
     assert "| single branch | 20 × |" in text and "| LMP over 20 × | cascade |" in text
     assert run_ablation(order, note).cells == result.cells and len(steps) == 5
 

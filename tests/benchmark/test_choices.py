@@ -111,6 +111,15 @@ def test_encoders_start_from_their_own_weights_and_from_scratch(tmp_path: Path) 
             read_inits([wrong])
 
 
+def test_further_settings_are_read_as_toml_writes_them() -> None:
+    texts = ["lr_encoder=1e-4", "steps=3", "mask_loss='plain'", "phases=[{steps=3, shares=[1, 0.5]}]"]
+    config = TrainConfig(**choices_command.read_settings(texts))
+    assert config.lr_encoder == 1e-4 and config.mask_loss == "plain" and config.phases[0].shares == (1, 0.5)
+    for wrong in ("lr_encoder", "lr_encoder=", "mask_loss=plain"):
+        with pytest.raises(NailtoolError, match=r"expected KEY=VALUE as in TOML"):
+            choices_command.read_settings([wrong])
+
+
 @pytest.mark.slow
 def test_costs_and_the_two_files_of_a_comparison(
     dataset: Dataset,
