@@ -311,11 +311,15 @@ def search_float_layers(
 ) -> None:
     """Find the layers that have to stay in float, and write the recipe that leaves them there."""
     from nailcore.storage import write_text
+    from nailtool.served import keep_layers
     from quantize.sensitivity import open_simulation
     from quantize.training import search_training_part, write_recipe
 
     simulation = open_simulation(variant, recipe, weights, prepared)
     found = search_training_part(simulation, variant, _open_dataset(data), max_drop_points, progress)
     summary = f"{recipe.name}, {len(found.float_layers)} layers of {variant.name} in float"
-    write_text(recipe_out, write_recipe(recipe, recipe_out.stem, summary, found.float_layers))
+    # A recipe for a target that rounds every layer could not be built.
+    targets = keep_layers(recipe.targets) if found.float_layers else recipe.targets
+    base = recipe.model_copy(update={"targets": targets})
+    write_text(recipe_out, write_recipe(base, recipe_out.stem, summary, found.float_layers))
     write_fact(out, found)

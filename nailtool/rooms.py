@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from nailcore.errors import NailtoolError, UnknownNameError
 from nailcore.variant import Variant
+from nailtool.served import check_served
 from quantize import Recipe
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ def find_registry() -> Registry:
     for recipe in recipes.values():
         for kind in set(recipe.targets) - set(deploy.TARGETS):
             raise UnknownNameError(f"target in quantize/recipes/{recipe.name}.toml", kind, deploy.TARGETS)
+        check_served(recipe)
     return Registry(
         variants=model_zoo.load_variants(),
         recipes=recipes,

@@ -12,6 +12,7 @@ from nailcore.variant import Variant
 from nailtool.inputs import SPLITS, TOOLS, config_node, list_resources, sources_node, tools_node
 from nailtool.nodes import FileNode, ValueNode
 from nailtool.pipeline import Order, run_plan
+from nailtool.served import SERVICES, keep_layers
 from nailtool.stage import Stage, StageResult
 from nailtool.stages import Plan
 from quantize import Recipe
@@ -64,9 +65,15 @@ def search_layers(order: Order, request: SensitivityRequest, max_drop_points: fl
     """Prepare, then look for the layers that have to stay in float; writes the result and a recipe.
 
     Raises:
-        NailtoolError: the recipe computes in float.
+        NailtoolError: the recipe computes in float, or none of its targets leaves single layers in float.
         BusyError: another command works in the output folder.
     """
+    if not keep_layers(request.recipe.targets):
+        raise NailtoolError(
+            f"Recipe '{request.recipe.name}' is for {', '.join(request.recipe.targets)}, which rounds every "
+            "layer: a mix could not be built.",
+            hint=f"Begin with an integer recipe for {' or '.join(keep_layers(SERVICES))}.",
+        )
     plan = order.plan
     results = _prepare(order, request)
     if any(result.status not in ("built", "cached") for result in results):
