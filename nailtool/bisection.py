@@ -42,7 +42,8 @@ def bisect_artifact(order: Order, given: Path, data: Path | None, engine: str = 
         engine: of its target; default: the usual one.
 
     Raises:
-        ArtifactError: no manifest, no file, or a file that its engine cannot open.
+        ArtifactError: no manifest, no file, a file that its engine cannot open, or one whose layers are not
+            the trained network's.
         UnknownNameError: its variant or the engine does not exist.
         MissingToolError: the engine is not here, or does not show its layers.
     """
@@ -54,6 +55,7 @@ def bisect_artifact(order: Order, given: Path, data: Path | None, engine: str = 
 
     manifest = given if given.name.endswith(MANIFEST_SUFFIX) else manifest_path(given)
     artifact = read_manifest(manifest)
+    _refuse_other_networks(artifact)
     path = manifest.parent / artifact.file
     if not path.exists():
         raise ArtifactError(f"{path}: described by {manifest.name} but missing.")
@@ -85,3 +87,19 @@ def bisect_artifact(order: Order, given: Path, data: Path | None, engine: str = 
         fact = plan.out_dir / "facts" / "divergence" / f"{path.name}.{chosen.name}.json"
         write_fact(fact, result)
     return Bisection(artifact, path, sha256, result, fact)
+
+
+def _refuse_other_networks(artifact: Artifact) -> None:
+    """Files whose layers differ from the trained network's on purpose: the first would always be blamed."""
+    recipe = artifact.made_by.config.get("recipe", {})
+    if recipe.get("compute_dtype") == "int8" and artifact.kind in ("onnx", "tflite"):
+        reason = "integer layers are merged and rewritten before they are rounded"
+    elif recipe.get("finetune") is not None:
+        reason = "its kernels were trained on after the rounding"
+    else:
+        return
+    raise ArtifactError(
+        f"{artifact.label} cannot be compared layer by layer: {reason}.",
+        hint="`parity-check` judges the whole file and checks its stored values; `nailtool sensitivity` says "
+        "which layer's rounding costs what; --bisect takes the fp32 file it was made from.",
+    )

@@ -14,6 +14,7 @@ import pytest
 
 from benchmark.bisect import find_first_divergence
 from deploy import find_target
+from deploy.tflite_file import read_tflite
 from model_zoo import find_variant, weights_path
 from nailcore.artifact import open_artifact
 from nailcore.errors import ArtifactError
@@ -147,6 +148,24 @@ def test_the_defect_of_a_tflite_file_is_named(name: str, photo: Images, tmp_path
 def test_sound_tflite_files_have_no_divergence(recipe: str, photo: Images) -> None:
     artifact, path = open_artifact(build_artifact(NAME, "tflite", recipe))
     assert find_first_divergence(artifact, path, WEIGHTS, photo) is None
+
+
+def test_corrected_biases_are_no_divergence_and_a_dropped_one_is(photo: Images, tmp_path: Path) -> None:
+    manifest = build_artifact(NAME, "tflite", "int8-weights")
+    artifact, path = open_artifact(manifest)
+    assert find_first_divergence(artifact, path, WEIGHTS, photo) is None
+
+    module = "low.stage5.1.layers.0"
+    trained = read_module(module).bias.detach().numpy()
+    stored = [tensor.constant for tensor in read_tflite(path.read_bytes()).tensors]
+    biases = [v for v in stored if v is not None and v.shape == trained.shape and v.dtype == np.float32]
+    corrected = min(biases, key=lambda values: float(np.abs(values - trained).max()))
+    assert np.abs(corrected - trained).max() > 1e-4
+    broken = copy_artifact(manifest, tmp_path)
+    swap_bytes(broken, corrected, np.zeros_like(corrected))
+    found = find_first_divergence(artifact, broken, WEIGHTS, photo)
+    assert found is not None
+    assert (found.module, found.cause) == (module, "dropped bias"), found.detail
 
 
 # -- TF.js ---------------------------------------------------------------------------------------

@@ -423,6 +423,13 @@ def test_bisect_says_what_changed_and_where(
     assert document["divergence"]["op"] == "Resize" and document["divergence"]["module"]
     assert bisect("--engines", "all")[0] == 2
 
+    manifest = manifest_path(path)
+    said = json.loads(manifest.read_text("utf-8"))
+    said["made_by"]["config"]["recipe"]["compute_dtype"] = "int8"
+    manifest.write_text(json.dumps(said), "utf-8")
+    code, _, err = bisect()
+    assert code == 2 and "cannot be compared layer by layer" in err and "sensitivity" in err
+
 
 # -- provenance ------------------------------------------------------------------------------------
 def test_an_artefact_of_other_weights_fails_although_it_runs(
