@@ -230,3 +230,10 @@ def test_unknown_plans_sizes_and_a_dry_run(
     rows = json.loads(capsys.readouterr().out)["trainings"]
     assert [row["folder"] for row in rows] == ["1-rendered", "2-mixed", "3-size-480"]
     assert [row["init"] for row in rows] == ["random", "1-rendered", "2-mixed"] and not out.exists()
+
+
+def test_a_plan_without_sizes_takes_none_and_refuses_others() -> None:
+    plan = load_plan("nail55").model_copy(update={"sizes": None})
+    assert plan.choose_sizes(()) == plan
+    with pytest.raises(UnknownNameError, match="known: none"):
+        plan.choose_sizes((480,))
