@@ -42,6 +42,9 @@ def _rebuild(kind: type[NailtoolError], message: str, hint: str) -> NailtoolErro
     return error
 
 
+MOST_NAMES = 24  # in one message: a network has seventy layers
+
+
 class UnknownNameError(NailtoolError):
     """A name outside a registry; the message carries the nearest known names."""
 
@@ -49,7 +52,9 @@ class UnknownNameError(NailtoolError):
         names = sorted(known)
         near = difflib.get_close_matches(found, names, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(near)}?" if near else ""
-        super().__init__(f"Unknown {what} '{found}'; known: {', '.join(names) or 'none'}.", hint=hint)
+        shown = ", ".join(names[:MOST_NAMES]) or "none"
+        more = f", and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        super().__init__(f"Unknown {what} '{found}'; known: {shown}{more}.", hint=hint)
 
 
 class DataError(NailtoolError):
@@ -90,3 +95,15 @@ class CheckFailedError(NailtoolError):
     """A check ran to its end and its verdict is negative."""
 
     exit_code = 1
+
+
+def tell_problems(error: Exception) -> str:
+    """What pydantic found, in a line of ``key: problem``; any other error in its own words."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problems = error.errors(include_url=False, include_context=False)
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}" for problem in problems[:3]
+    ) + (f"; and {len(problems) - 3} more problems" if len(problems) > 3 else "")

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nailcore.artifact import Artifact
-from nailcore.errors import ArtifactError
+from nailcore.errors import ArtifactError, tell_problems
 from nailcore.storage import write_text
 
 
@@ -471,9 +471,12 @@ def read_fact(path: Path, kind: type[FactT]) -> FactT:
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: no such {kind.__name__}.") from error
+        raise ArtifactError(
+            f"{path}: there is no such file.", hint=f"It should be a {kind.__name__} that nailtool wrote."
+        ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise ArtifactError(
-            f"{path}: not a readable {kind.__name__}: {error}",
-            hint="Delete it; the command that wrote it will measure again.",
+            f"{path}: not a readable {kind.__name__}: {tell_problems(error)}",
+            hint="If nailtool wrote it, delete it: the command that did will measure again. Otherwise it is "
+            "another kind of file.",
         ) from error

@@ -21,7 +21,7 @@ from nailcore.data.coco import (
     read_coco,
 )
 from nailcore.data.labels import ImageRecord, Label, Labels, NailRecord, match_nails
-from nailcore.errors import DataError
+from nailcore.errors import DataError, tell_problems
 from nailcore.facts import ImageSet
 from nailcore.storage import hash_file
 
@@ -238,7 +238,10 @@ def _read_model(path: Path, kind: type[ModelT]) -> ModelT:
     try:
         return kind.model_validate_json(path.read_bytes())
     except (ValidationError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path}: not a valid {kind.__name__}: {error}") from error
+        raise DataError(
+            f"{path}: not a valid {path.stem} file: {tell_problems(error)}",
+            hint="docs/data.md shows what stands in it; `nailtool data split` writes split.json anew.",
+        ) from error
 
 
 def find_split(root: Path, stems: set[str]) -> SplitFile | None:

@@ -107,7 +107,7 @@ def test_missing_image_and_damaged_card(tmp_path: Path) -> None:
         read_image(tmp_path / "gone.jpg")
     write_pair(tmp_path, "a")
     (tmp_path / "dataset.json").write_text('{"name": "x", "synthetic": "perhaps"}')
-    with pytest.raises(DataError, match=r"dataset\.json: not a valid DatasetCard"):
+    with pytest.raises(DataError, match=r"dataset\.json: not a valid dataset file: synthetic: "):
         open_dataset(tmp_path)
 
 
