@@ -129,7 +129,7 @@ class Bisection:
         module = self.graph.nodes[point.node].module
         return LayerCheck(point, module, relative, limit, passed, None if passed else case)
 
-    def is_correction(self, check: LayerCheck) -> bool:
+    def is_correction(self, check: LayerCheck, cause: Cause) -> bool:
         """Whether a failed layer of a calibrated file differs by its bias alone, by less than rounding may.
 
         Bias correction does that on purpose; it leaves the kernel and the rest of the step alone.
@@ -139,7 +139,6 @@ class Bisection:
             return False
         if check.relative > self.tolerance.stored:
             return False
-        cause = diagnose(check)
         return cause.name == "changed bias" and cause.confirmed
 
     def _fetch(self, tensor: str) -> torch.Tensor:
@@ -315,16 +314,20 @@ def _search_image(search: Bisection, image: Images, facts: Mapping[str, Any]) ->
     checked = 0
     for check in search.check(image):
         checked += 1
-        if not check.passed and not search.is_correction(check):
-            return _tell_layer(search, image, check, {**facts, "layers_checked": checked})
+        if check.passed:
+            continue
+        cause = diagnose(check)
+        if not search.is_correction(check, cause):
+            return _tell_layer(search, image, check, cause, {**facts, "layers_checked": checked})
     wrong = search.check_outputs(image)
     return _tell_output(search, wrong, {**facts, "layers_checked": checked}) if wrong else None
 
 
-def _tell_layer(search: Bisection, image: Images, check: LayerCheck, facts: dict[str, Any]) -> Divergence:
+def _tell_layer(
+    search: Bisection, image: Images, check: LayerCheck, cause: Cause, facts: dict[str, Any]
+) -> Divergence:
     case, point, graph = check.case, check.point, search.graph
     assert case is not None  # noqa: S101 - a failed check carries its case
-    cause = diagnose(check)
     expected = graph.evaluate(point.node, case.given)
     difference = _max_abs(expected, case.found)
     reference = torch.from_numpy(search.graph.run(image, [point.node])[point.node])

@@ -97,13 +97,24 @@ class CheckFailedError(NailtoolError):
     exit_code = 1
 
 
-def tell_problems(error: Exception) -> str:
-    """What pydantic found, in a line of ``key: problem``; any other error in its own words."""
+def tell_problems(error: Exception, whole: str = "the file", *, most: int | None = None) -> str:
+    """What pydantic found, as ``key: problem``; any other error in its own words.
+
+    Args:
+        error: a ValidationError, or what else reading raised.
+        whole: what a problem with no key of its own is about.
+        most: of the problems to tell, without the values found, which may be whole files; None: all of them,
+            with the values.
+    """
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):
         return str(error)
     problems = error.errors(include_url=False, include_context=False)
-    return "; ".join(
-        f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}" for problem in problems[:3]
-    ) + (f"; and {len(problems) - 3} more problems" if len(problems) > 3 else "")
+    lines = [
+        f"{'.'.join(map(str, problem['loc'])) or whole}: {problem['msg']}"
+        + ("" if most else f" (found {problem['input']!r})")
+        for problem in problems[:most]
+    ]
+    left = len(problems) - len(lines)
+    return "; ".join([*lines, *([f"and {left} more problems"] if left else [])])

@@ -476,7 +476,7 @@ def read_fact(path: Path, kind: type[FactT]) -> FactT:
         ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise ArtifactError(
-            f"{path}: not a readable {kind.__name__}: {tell_problems(error)}",
+            f"{path}: not a readable {kind.__name__}: {tell_problems(error, most=3)}",
             hint="If nailtool wrote it, delete it: the command that did will measure again. Otherwise it is "
             "another kind of file.",
         ) from error

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nailcore.errors import NailtoolError
+from nailcore.errors import NailtoolError, tell_problems
 
 FINGERS = ("thumb", "index", "middle", "ring", "pinky")
 FINGER_CLASSES = tuple(f"{hand} {finger}" for hand in ("left", "right") for finger in FINGERS)
@@ -89,11 +89,7 @@ def load_variant(path: Path) -> Variant:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise NailtoolError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
-        lines = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (found {e['input']!r})"
-            for e in error.errors()
-        )
-        raise NailtoolError(f"{path}: not a valid variant: {lines}") from error
+        raise NailtoolError(f"{path}: not a valid variant: {tell_problems(error, 'file')}") from error
     if variant.name != path.stem:
         raise NailtoolError(
             f"{path}: declares name '{variant.name}'.",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nailcore.errors import NailtoolError, UnknownNameError
+from nailcore.errors import NailtoolError, UnknownNameError, tell_problems
 
 Settings = dict[str, Any]  # fields of nailcore.train.TrainConfig, checked by it
 # What the plan itself decides: neither may be set behind its back.
@@ -137,8 +137,4 @@ def load_plan(name: str) -> TrainingPlan:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise NailtoolError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
-        lines = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (found {e['input']!r})"
-            for e in error.errors()
-        )
-        raise NailtoolError(f"{path}: not a valid plan: {lines}") from error
+        raise NailtoolError(f"{path}: not a valid plan: {tell_problems(error, 'file')}") from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nailcore.errors import MissingToolError, NailtoolError, UnknownNameError
+from nailcore.errors import MissingToolError, NailtoolError, UnknownNameError, tell_problems
 from nailcore.facts import AccuracyResult, ImageSet, WeightsFacts, read_fact, write_fact
 from nailcore.variant import Variant
 from nailtool.command_line import shorten_command
@@ -118,11 +118,7 @@ def make_config(order: TrainOrder) -> TrainConfig:
     try:
         return TrainConfig(**plan_settings(order))
     except ValidationError as error:
-        lines = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']} (found {e['input']!r})"
-            for e in error.errors()
-        )
-        raise NailtoolError(f"Impossible training settings: {lines}.") from error
+        raise NailtoolError(f"Impossible training settings: {tell_problems(error, 'settings')}.") from error
 
 
 def find_init(init: str | None) -> Path | None:

@@ -239,7 +239,7 @@ def _read_model(path: Path, kind: type[ModelT]) -> ModelT:
         return kind.model_validate_json(path.read_bytes())
     except (ValidationError, UnicodeDecodeError, OSError) as error:
         raise DataError(
-            f"{path}: not a valid {path.stem} file: {tell_problems(error)}",
+            f"{path}: not a valid {path.stem} file: {tell_problems(error, most=3)}",
             hint="docs/data.md shows what stands in it; `nailtool data split` writes split.json anew.",
         ) from error
 
