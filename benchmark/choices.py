@@ -44,11 +44,14 @@ class Budget:
 
 
 class Cost(Fact):
-    """What one choice costs in onnxruntime, one thread."""
+    """What one choice costs, one thread: medians of one inference."""
 
-    cpu_ms: float  # median of one inference
+    cpu_ms: float  # onnxruntime
     size_bytes: int  # of the fp32 ONNX file
     samples: int
+    tfjs_wasm_cpu_ms: float | None = None  # None: no browser was found
+    tfjs_wasm_samples: int = 0
+    tfjs_versions: dict[str, str] = Field(default_factory=dict)
 
 
 class ChoiceRow(Fact):
@@ -166,30 +169,6 @@ def _describe(
     )
 
 
-def measure_onnx_costs(variants: list[Variant], scratch: Path, rounds: int) -> list[Cost]:
-    """Median CPU-ms of each in onnxruntime, one thread, interleaved; random weights, speed does not care."""
-    from benchmark.devices.cpu import profile
-    from benchmark.latency import ProfileSettings
-    from deploy import onnx
-    from nailcore.artifact import artifact_path, write_manifest
-    from nailcore.nets.cascade import build_cascade
-    from nailcore.nets.weights import save_weights
-
-    manifests = []
-    for place, variant in enumerate(variants):
-        folder = scratch / f"cost{place}"
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = folder / "random.safetensors"
-        save_weights(build_cascade(variant), weights, {"encoder": variant.encoder})
-        path = artifact_path(folder, variant.name, "fp32", onnx.SUFFIX)
-        manifests.append(write_manifest(path, onnx.convert(variant, {"name": "fp32"}, weights, path)))
-    rows = profile(manifests, ProfileSettings(rounds=rounds), lambda done, total: None)
-    return [
-        Cost(cpu_ms=row.median_cpu_ms, size_bytes=row.artifact.size_bytes, samples=len(row.cpu_ms))
-        for row in rows
-    ]
-
-
 def render_markdown(result: ChoicesResult) -> str:
     """The table for the model card or a note; accuracies in points."""
 
@@ -207,17 +186,27 @@ def render_markdown(result: ChoicesResult) -> str:
         f"({result.images.name}, content hash `{result.images.sha256[:16]}…`).",
         "",
         "Brackets: 95 % bootstrap over images, seeds pooled; the gain is in nail IoU over the first row, "
-        "images in pairs and seeds resampled. CPU-ms: onnxruntime, one thread, median of "
-        f"{first.cost.samples} interleaved samples.",
+        "images in pairs and seeds resampled. CPU-ms: one thread, medians of interleaved samples, "
+        f"{first.cost.samples} in onnxruntime, {_tell_browser(first.cost)}.",
         f"{result.machine.cpu}, {result.machine.cores} cores, {result.machine.system}; {versions}.",
         "",
-        "| choice | from | mIoU | nail IoU | boundary F | nail IoU of each seed | gain | CPU-ms | MB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| choice | from | mIoU | nail IoU | boundary F | nail IoU of each seed | gain | CPU-ms, onnxruntime "
+        "| CPU-ms, TF.js wasm | MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result.rows:
         each = ", ".join(f"{100 * value:.1f}" for value in row.nail_iou_by_seed)
         gain = "–" if row.name == first.name else points(row.gain, "+")
         areas = " | ".join(map(points, (row.miou, row.nail_iou, row.boundary_f)))
-        cost = f"{row.cost.cpu_ms:.1f} | {row.cost.size_bytes / 1e6:.1f}"
+        wasm = "–" if row.cost.tfjs_wasm_cpu_ms is None else f"{row.cost.tfjs_wasm_cpu_ms:.0f}"
+        cost = f"{row.cost.cpu_ms:.1f} | {wasm} | {row.cost.size_bytes / 1e6:.1f}"
         lines.append(f"| {row.name} | {row.init} | {areas} | {each} | {gain} | {cost} |")
     return "\n".join(lines) + "\n"
+
+
+def _tell_browser(cost: Cost) -> str:
+    if cost.tfjs_wasm_cpu_ms is None:
+        return "TF.js not measured here (no Chromium)"
+    kept = {name: v for name, v in cost.tfjs_versions.items() if not name.startswith("tfjs-backend")}
+    versions = ", ".join(f"{name} {version}" for name, version in kept.items())
+    return f"{cost.tfjs_wasm_samples} in TF.js on wasm ({versions})"

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmark.choices import Budget, Choice, measure_onnx_costs, render_markdown, run_choices
+from benchmark.choices import Budget, Choice, render_markdown, run_choices
+from benchmark.choices_cost import measure_costs
 from nailcore.errors import NailtoolError
 from nailcore.storage import write_text
 
@@ -62,7 +63,7 @@ def compare(
                 tasks[name] = progress.add_task(name, total=report.steps)
             progress.update(tasks[name], completed=report.step)
 
-        result = run_choices(title, choices, budget, partial(measure_onnx_costs, rounds=rounds), show)
+        result = run_choices(title, choices, budget, partial(measure_costs, rounds=rounds), show)
     write_fact(out / "choices.json", result)
     write_text(out / "choices.md", render_markdown(result))
     console.print(render_markdown(result), markup=False, soft_wrap=True)

@@ -127,7 +127,6 @@ def measure_speed(
     """
     import torch
 
-    from nailcore.data.augment import AugmentConfig
     from nailcore.data.mixing import PhotoStore
     from nailcore.measure import describe_machine, find_versions
     from nailcore.train import choose_precision, load_batches, make_fabric, run_steps, start_training
@@ -141,8 +140,9 @@ def measure_speed(
         torch.set_num_threads(config.threads)
         cv2.setNumThreads(config.threads)
     stores = [PhotoStore(source) for source in sources]
-    augment = AugmentConfig(crop_px=config.crop_px, long_side_px=config.long_side_px, crops=config.crops)
-    batches = MixedBatches(stores, config.list_phases(len(stores)), config.batch, augment, config.seed)
+    batches = MixedBatches(
+        stores, config.list_phases(len(stores)), config.batch, config.describe_crops(), config.seed
+    )
     fabric = make_fabric(config)
 
     def train(data: MixedBatches, workers: int) -> Iterator[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nailcore.facts import AccuracyResult, Interval, WeightsFacts
 
 
@@ -42,36 +44,50 @@ def render_nails(facts: WeightsFacts) -> str:
     measured = [a for a in (*facts.accuracy, *facts.accuracy_synthetic) if a.nail_recall is not None]
     if not measured:
         return ""
+    lines = ["## Per nail", "", _render_found(measured)]
+    if facts.accuracy_synthetic:
+        rows = "\n".join(_row(a) for a in facts.accuracy_synthetic)
+        lines += ["## Accuracy on rendered hands of people never trained on", ""]
+        lines += ["| variant | mIoU | nail IoU | boundary F |", "|---|---|---|---|", rows, ""]
+    lines += [f"## By kind of image ({measured[0].variant}, {measured[0].images.name})", ""]
+    return "\n".join([*lines, render_slices(measured[0])]) + "\n\n"
+
+
+def render_measured(measured: Sequence[AccuracyResult]) -> str:
+    """Both tables of any images: areas and edges, and per nail."""
+    lines = ["| variant | images | mIoU | nail IoU | boundary F |", "|---|---|---|---|---|"]
+    for accuracy in measured:
+        name, _, rest = _row(accuracy).removeprefix("| ").partition(" | ")
+        lines.append(f"| {name} | {accuracy.images.count} of {accuracy.images.name} | {rest}")
+    return "\n".join([*lines, "", _render_found(measured)])
+
+
+def _render_found(measured: Sequence[AccuracyResult]) -> str:
     lines = [
-        "## Per nail",
-        "",
         "Found: a predicted blob overlaps the nail with IoU 0.5 or more. Finger and direction are judged",
         "inside annotated nails, where the images carry these labels.",
         "",
         "| variant | images | found | right finger | direction error, median | p90 |",
         "|---|---|---|---|---|---|",
-        *map(_nail_row, measured),
-        "",
     ]
-    if facts.accuracy_synthetic:
-        rows = "\n".join(_row(a) for a in facts.accuracy_synthetic)
-        lines += ["## Accuracy on rendered hands of people never trained on", ""]
-        lines += ["| variant | mIoU | nail IoU | boundary F |", "|---|---|---|---|", rows, ""]
-    lines += [
-        f"## By kind of image ({measured[0].variant}, {measured[0].images.name})",
-        "",
+    return "\n".join([*lines, *map(_nail_row, measured)]) + "\n"
+
+
+def render_slices(accuracy: AccuracyResult) -> str:
+    """One table: mIoU, nail IoU and nails found by nail size, skin tone and brightness."""
+    lines = [
         "Skin tone is the typology angle of the skin as photographed: a dark exposure makes it darker.",
         "",
         "| by | slice | images | nails | mIoU | nail IoU | found |",
         "|---|---|---|---|---|---|---|",
     ]
-    for part in measured[0].slices:
+    for part in accuracy.slices:
         found = "–" if part.nail_recall is None else _percent(part.nail_recall)
         lines.append(
             f"| {part.by} | {part.name} | {part.images} | {part.nails} | {_percent(part.miou)} "
             f"| {_percent(part.nail_iou)} | {found} |"
         )
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(lines)
 
 
 def _describe_heads(facts: WeightsFacts) -> str:

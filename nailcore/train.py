@@ -54,6 +54,7 @@ class TrainConfig(BaseModel):
     plain_steps: int = Field(default=0, ge=0)  # cross-entropy + Dice before LMP: for random initialisation
     direction_loss: DirectionLoss = "l2"
     crops: Crops = "opencv"
+    whole_share: float = Field(default=0.0, ge=0, le=1)  # of the crops show the whole photo
     ema_decay: float = Field(default=0.997, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -72,6 +73,15 @@ class TrainConfig(BaseModel):
     def list_phases(self, sources: int) -> tuple[Phase, ...]:
         """The phases, or the one that mixes all data sets evenly."""
         return self.phases or (Phase(steps=self.steps, shares=(1.0,) * sources),)
+
+    def describe_crops(self) -> AugmentConfig:
+        """The random crops of this training."""
+        return AugmentConfig(
+            crop_px=self.crop_px,
+            long_side_px=self.long_side_px,
+            crops=self.crops,
+            whole_share=self.whole_share,
+        )
 
 
 # What may change between a killed run and its continuation: it does not touch the weights.
@@ -165,14 +175,15 @@ def start_training(
 
 
 def choose_precision(wanted: str) -> Literal["32-true", "bf16-mixed"]:
-    """bf16 where it is asked for, or where ``auto`` finds hardware that computes in it."""
+    """bf16 where it is asked for, or where ``auto`` finds hardware that is faster with it."""
     if wanted == "auto":
         if torch.cuda.is_available():
-            wanted = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+            faster = torch.cuda.is_bf16_supported()
         else:
-            probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-            has = any(bool(getattr(torch.cpu, name, bool)()) for name in probes)
-            wanted = "bf16" if has else "fp32"
+            # A CPU with AVX512-BF16 alone takes a quarter longer than in float32: its depthwise
+            # gradients are slow (see docs/training.md, Throughput).
+            faster = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+        wanted = "bf16" if faster else "fp32"
     return "bf16-mixed" if wanted == "bf16" else "32-true"
 
 
@@ -232,7 +243,7 @@ def run_training(
         [PhotoStore(dataset) for dataset in sources],
         config.list_phases(len(sources)),
         config.batch,
-        AugmentConfig(crop_px=config.crop_px, long_side_px=config.long_side_px, crops=config.crops),
+        config.describe_crops(),
         config.seed,
         fabric.global_rank,
         fabric.world_size,

@@ -19,6 +19,7 @@ def make_app() -> typer.Typer:
         ablate,
         benchmark,
         build,
+        card,
         data,
         doctor,
         evaluate,
@@ -49,6 +50,7 @@ def make_app() -> typer.Typer:
     app.command("run-coreml")(run_coreml.run_coreml)
     app.command("train")(train.train)
     app.command("retrain")(retrain.retrain)
+    app.command("card")(card.card)
     app.command("ablate")(ablate.ablate)
     app.command("evaluate")(evaluate.evaluate)
     app.command("benchmark")(benchmark.benchmark)

@@ -14,8 +14,10 @@ def evaluate_file(
 ) -> AccuracyResult:
     """Measure one weights file as one variant; writes the fact and its overlays to ``out``.
 
+    Without ``data`` on the embedded set, with all of its images, unpacked to ``out/embedded-whole``.
+
     Raises:
-        NailtoolError: not exactly one variant, or no data folder.
+        NailtoolError: not exactly one variant.
         WeightsError, DataError: an input cannot be used.
     """
     from benchmark.accuracy import evaluate_accuracy
@@ -27,21 +29,26 @@ def evaluate_file(
 
     if part not in PARTS:
         raise UnknownNameError("part", part, PARTS)
-    if data is None:
-        raise NailtoolError("--weights needs --data: a file is measured on a data folder.")
     if not variants or "," in variants:
         raise NailtoolError(
             f"--weights measures one variant, --variants names {variants or 'none'}.",
             hint="For example: --variants nail55-480.",
         )
     variant = with_encoder(find_variant(variants.strip()), read_encoder(weights))
-    dataset = open_dataset(data)
+    dataset = open_dataset(data or _unpack_embedded(out / "embedded-whole"))
     if fold:
         dataset = select_fold(dataset, Fold.parse(fold))
     name = f"{weights.stem}.{variant.name}.{dataset.root.resolve().name}"
     result = evaluate_accuracy(variant, weights, dataset, PARTS[part], out / "overlays" / name)
     write_fact(out / f"{name}.json", result)
     return result
+
+
+def _unpack_embedded(folder: Path) -> Path:
+    from nailcore.data.synth.embedded import make_embedded_set
+
+    make_embedded_set(folder, test_images=None, progress=lambda done, total: None)
+    return folder
 
 
 def pool_folds(files: Sequence[Path]) -> list[AccuracyResult]:

@@ -53,22 +53,39 @@ class RetrainingResult(Fact):
     finished_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
+HEAD = "| images | mIoU | nail IoU | boundary F | found | right finger | direction, median |"
+
+
 def render_markdown(result: RetrainingResult) -> str:
     """The stages and, with folds, the pooled figures; points with 95 % intervals."""
-    head = "| images | mIoU | nail IoU | boundary F | found | right finger | direction, median |"
-    lines = [f"# Retraining by the plan `{result.plan['name']}`", ""]
-    if result.smoke:
-        lines += ["**A smoke run: two steps a stage. The figures mean nothing.**", ""]
-    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    lines += [f"{result.machine.cpu}, {result.machine.cores} cores, {result.machine.system}; {versions}.", ""]
+    parts = [f"# Retraining by the plan `{result.plan['name']}`\n"]
     if result.pooled:
-        lines += [f"## {result.folds} folds, pooled", "", f"| variant {head}", "|---" * 8 + "|"]
-        lines += [f"| {figures.variant} | {_row(figures)}" for figures in result.pooled] + [""]
-    lines += ["## Stages", "", f"| stage | steps | SHA-256 | variant {head}", "|---" * 11 + "|"]
+        parts.append(f"## {result.folds} folds, pooled\n\n{render_pooled(result)}")
+    parts.append(f"## Stages\n\n{render_stages(result)}")
+    return "\n".join(parts)
+
+
+def render_pooled(result: RetrainingResult) -> str:
+    """Every photograph measured by the one training that did not see it."""
+    lines = [*_describe(result), f"{result.folds} folds.", "", f"| variant {HEAD}", "|---" * 8 + "|"]
+    return "\n".join([*lines, *(f"| {f.variant} | {_row(f)}" for f in result.pooled)]) + "\n"
+
+
+def render_stages(result: RetrainingResult) -> str:
+    """Every training of the plan with what its weights reach."""
+    lines = [*_describe(result), f"| stage | steps | SHA-256 | variant {HEAD}", "|---" * 11 + "|"]
     for stage in result.stages:
         facts = f"| {stage.folder} | {stage.steps} | `{stage.sha256[:12]}…` "
         lines += [f"{facts}| {figures.variant} | {_row(figures)}" for figures in stage.figures]
     return "\n".join(lines) + "\n"
+
+
+def _describe(result: RetrainingResult) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    lines = [f"{result.machine.cpu}, {result.machine.cores} cores, {result.machine.system}; {versions}.", ""]
+    if result.smoke:
+        lines += ["**A smoke run: two steps a stage. The figures mean nothing.**", ""]
+    return lines
 
 
 def _row(figures: StageFigures) -> str:

@@ -36,6 +36,7 @@ SETTING_FLAGS = {
     "plain_steps": "--plain-steps",
     "precision": "--precision",
     "crops": "--crops",
+    "whole_share": "--whole-share",
 }
 TOOLS = ("torch", "lightning-fabric", "numpy", "opencv-python-headless")
 

@@ -37,6 +37,11 @@ class AugmentConfig:
     rotation_deg: float = 180.0
     perspective: float = 0.15  # depth differs by at most this share between centre and border
     nail_centred: float = 0.8  # share of crops placed over a nail; the rest anywhere in the photo
+    # Share of crops that show the whole photo, as the network sees it in use. Which hand it is can only
+    # be told with the thumb in sight: closer crops alone taught no more of it than chance.
+    whole_share: float = 0.0
+    whole_scale_low: float = 0.75  # long side of the photo relative to the crop's
+    whole_scale_high: float = 1.1
     repaint: float = 0.35  # probability of painting all nails in one random colour
     crops: Crops = "opencv"  # what makes the pixels; kornia is six times slower on a CPU
 
@@ -101,11 +106,14 @@ def draw_crop(photo: LabelledPhoto, config: AugmentConfig, rng: np.random.Genera
 def draw_plan(nail_index: Mask, config: AugmentConfig, rng: np.random.Generator) -> CropPlan:
     """Draw geometry, paint, colour, blur and noise of one crop."""
     repaint = int(rng.integers(1 << 31)) if rng.random() < config.repaint else None
-    matrix = _draw_matrix(nail_index, config, rng)
+    # No number is drawn where none is needed: trainings without whole photos stay what they were.
+    whole = config.whole_share > 0 and rng.random() < config.whole_share
+    matrix = (_draw_whole if whole else _draw_matrix)(nail_index, config, rng)
     return CropPlan(
         matrix=matrix,
-        # Half of the crops see the letterbox's grey outside the photo, half a mirrored world.
-        reflect=bool(rng.random() < 0.5),
+        # Half of the crops see the letterbox's grey outside the photo, half a mirrored world; beside a
+        # whole hand, a mirrored one would contradict its fingers.
+        reflect=bool(rng.random() < 0.5) and not whole,
         repaint_seed=repaint,
         gain=rng.uniform(0.85, 1.15, 3) * rng.uniform(0.6, 1.35),
         saturation=float(rng.uniform(0.5, 1.5)),
@@ -118,21 +126,48 @@ def draw_plan(nail_index: Mask, config: AugmentConfig, rng: np.random.Generator)
 
 
 def _draw_matrix(nail_index: Mask, config: AugmentConfig, rng: np.random.Generator) -> Matrix:
-    """(3, 3) matrix from photo to crop pixels."""
+    """(3, 3) matrix from photo to crop pixels, for a part of the photo."""
     height, width = nail_index.shape
-    base = config.long_side_px / max(height, width)
-    scale = base * float(np.exp(rng.uniform(np.log(config.scale_low), np.log(config.scale_high))))
+    turn = _draw_turn(
+        config.long_side_px / max(height, width), config.scale_low, config.scale_high, config, rng
+    )
+    centre = _pick_nail_pixel(nail_index, rng) if rng.random() < config.nail_centred else None
+    if centre is None:
+        centre = np.array([rng.uniform(0, width), rng.uniform(0, height)])
+    return _place(turn, centre, 0.35, config, rng)
+
+
+def _draw_whole(nail_index: Mask, config: AugmentConfig, rng: np.random.Generator) -> Matrix:
+    """(3, 3) matrix from photo to crop pixels, for the photo as a whole."""
+    height, width = nail_index.shape
+    base = config.crop_px / max(height, width)
+    turn = _draw_turn(base, config.whole_scale_low, config.whole_scale_high, config, rng)
+    return _place(turn, np.array([width / 2, height / 2]), 0.1, config, rng)
+
+
+def _draw_turn(
+    base: float, low: float, high: float, config: AugmentConfig, rng: np.random.Generator
+) -> Matrix:
+    """(2, 2): scale about ``base``, rotation, mirror and aspect."""
+    scale = base * float(np.exp(rng.uniform(np.log(low), np.log(high))))
     # Hands stand upright more often than not: a narrow and a wide distribution of angles.
     spread = config.rotation_deg if rng.random() < 0.5 else config.rotation_deg / 6
     angle = np.deg2rad(rng.uniform(-spread, spread))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
     aspect = float(np.exp(rng.uniform(-0.12, 0.12)))
-    centre = _pick_nail_pixel(nail_index, rng) if rng.random() < config.nail_centred else None
-    if centre is None:
-        centre = np.array([rng.uniform(0, width), rng.uniform(0, height)])
     cos, sin = np.cos(angle), np.sin(angle)
-    turn = np.array([[cos, -sin], [sin, cos]]) @ np.diag([mirror * scale * aspect, scale / aspect])
-    middle = config.crop_px / 2 + rng.uniform(-0.35, 0.35, 2) * config.crop_px
+    return np.array([[cos, -sin], [sin, cos]]) @ np.diag([mirror * scale * aspect, scale / aspect])
+
+
+def _place(
+    turn: Matrix,
+    centre: npt.NDArray[np.float64],
+    shift: float,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> Matrix:
+    """(3, 3): the photo's point ``centre`` within ``shift`` of the crop's side from its middle; tilted."""
+    middle = config.crop_px / 2 + rng.uniform(-shift, shift, 2) * config.crop_px
     matrix = np.eye(3)
     matrix[:2, :2], matrix[:2, 2] = turn, middle - turn @ centre
     if config.perspective and rng.random() < 0.3:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_HELP = (
     "Measure this .safetensors file instead of the shipped weights, without the pipeline: weights in "
-    "training (NAME.partial.safetensors), of a fold, ... One variant, --variants."
+    "training (NAME.partial.safetensors), of a fold, ... One variant, --variants; without --data the whole "
+    "embedded set."
 )
 FOLD_HELP = "k/n: measure on this fold of --data alone (with --weights)."
 POOL_HELP = "Pool the held-out folds of several trainings: their facts files (nail55.json). Repeat it."

@@ -60,6 +60,9 @@ def train(
     frozen_stages: Annotated[int, typer.Option("--frozen-stages", min=0, help=FROZEN_HELP)] = 3,
     lr_encoder: Annotated[float, typer.Option("--lr-encoder", help="Peak learning rate.")] = 5e-4,
     lr_decoder: Annotated[float, typer.Option("--lr-decoder", help="Peak learning rate.")] = 2e-3,
+    whole_share: Annotated[
+        float, typer.Option("--whole-share", min=0, max=1, help="Of the crops show the whole photo.")
+    ] = 0.0,
     crops: Annotated[str, typer.Option("--crops", help="opencv, or kornia (slower on CPUs).")] = "opencv",
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")] = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Decides crops and initialisation.")] = 0,
@@ -111,6 +114,7 @@ def train(
             "lr_decoder": lr_decoder,
             "precision": precision,
             "crops": crops,
+            "whole_share": whole_share,
         },
     )
     facts = train_depth(order, terminal.console() if not quiet else None)

@@ -15,15 +15,16 @@ from benchmark.choices import (
     Choice,
     ChoicesResult,
     Cost,
-    measure_onnx_costs,
     render_markdown,
     run_choices,
 )
+from benchmark.choices_cost import measure_costs
 from benchmark.decoder_ablation import CHOICES, choose
+from benchmark.devices import chromium
 from benchmark.encoder_comparison import list_choices, read_inits
 from nailcore.data.folder import Dataset, open_dataset
 from nailcore.errors import NailtoolError, WeightsError
-from nailcore.facts import AccuracyResult, read_fact
+from nailcore.facts import AccuracyResult, Skipped, read_fact
 from nailcore.train import StepReport, TrainConfig
 from nailcore.variant import Variant
 
@@ -128,9 +129,11 @@ def test_costs_and_the_two_files_of_a_comparison(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert choose(TINY, *CHOICES[0]).fusion_width == 64
-    cost = measure_onnx_costs([TINY], tmp_path, 1)[0]
+    monkeypatch.setattr(chromium, "find_obstacle", lambda: Skipped(what="latency", reason="none", remedy=""))
+    cost = measure_costs([TINY], tmp_path, 1)[0]
     assert cost.cpu_ms > 0 and cost.size_bytes > 100_000 and cost.samples == 2
-    monkeypatch.setattr(choices_command, "measure_onnx_costs", lambda variants, scratch, rounds: [cost])
+    assert cost.tfjs_wasm_cpu_ms is None
+    monkeypatch.setattr(choices_command, "measure_costs", lambda variants, scratch, rounds: [cost])
     choices_command.compare(
         "Decoders",
         [Choice("16-dense", TINY, None)],
@@ -142,4 +145,13 @@ def test_costs_and_the_two_files_of_a_comparison(
     )
     assert read_fact(tmp_path / "out" / "choices.json", ChoicesResult).rows[0].name == "16-dense"
     assert "| 16-dense | random |" in (tmp_path / "out" / "choices.md").read_text("utf-8")
-    assert "| 16-dense | random |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| 16-dense | random |" in printed and "TF.js not measured here" in printed
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_cost_in_a_browser_stands_beside_the_cost_in_onnxruntime(tmp_path: Path) -> None:
+    cost = measure_costs([TINY], tmp_path, 1)[0]
+    assert cost.tfjs_wasm_cpu_ms is not None and cost.tfjs_wasm_cpu_ms > 0
+    assert cost.tfjs_wasm_samples >= 1 and "tfjs-core" in cost.tfjs_versions

@@ -26,7 +26,7 @@ from nailcore.data.augment import (
     tilt,
 )
 from nailcore.data.augment_kornia import apply_plan_kornia
-from nailcore.data.labels import NailRecord, unit_vector
+from nailcore.data.labels import MIRRORED_FINGER, NailRecord, unit_vector
 from nailcore.variant import FINGER_CLASSES
 
 ALL = frozenset({"mask", "finger", "direction"})
@@ -191,6 +191,30 @@ def test_crop_moves_image_and_mask_together() -> None:
             bright = grey > (grey[crop.mask > 0].mean() + grey[crop.mask == 0].mean()) / 2
             agreements.append((bright & (crop.mask > 0)).sum() / crop.mask.sum())
     assert len(agreements) >= 6 and min(agreements) > 0.85
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_whole_view_shows_every_nail_of_one_hand(seed: int) -> None:
+    photo = make_photo()
+    config = AugmentConfig(crop_px=128, long_side_px=320, whole_share=1.0, repaint=0)
+    plan = draw_plan(photo.nail_index, config, np.random.default_rng(seed))
+    assert not plan.reflect, "a mirrored hand would contradict the fingers"
+    height, width = photo.nail_index.shape
+    corners = [plan.matrix @ (x, y, 1) for x in (0, width - 1) for y in (0, height - 1)]
+    lengths = [np.hypot(*(a[:2] / a[2] - b[:2] / b[2])) for a in corners for b in corners]
+    assert 0.6 * 128 < max(lengths) < 1.9 * 128  # the diagonal: about the crop's side, not the photo's 320
+    crop = draw_crop(photo, config, np.random.default_rng(seed))
+    seen = {int(f) for f in np.unique(crop.finger) if f >= 0}
+    everything = {MIRRORED_FINGER[n.finger_class] if plan.mirrored else n.finger_class for n in photo.nails}
+    assert seen <= everything and len(seen) >= len(everything) - 1  # one may be cut off by the shift
+
+
+def test_the_share_of_whole_views_is_as_asked_for() -> None:
+    photo, rng = make_photo(), np.random.default_rng(0)
+    config = AugmentConfig(crop_px=64, long_side_px=640, whole_share=0.25)
+    shrinks = [draw_plan(photo.nail_index, config, rng).shrink for _ in range(400)]
+    whole = np.mean(np.array(shrinks) < 1.2 * 64 / max(photo.nail_index.shape))
+    assert 0.17 < whole < 0.33
 
 
 def test_repainting_touches_the_nails_alone() -> None:

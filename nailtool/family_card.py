@@ -1,0 +1,143 @@
+"""The card of a training: stages, cross-validation, ablations and free choices, written from their facts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nailcore.errors import NailtoolError
+from nailcore.facts import AccuracyResult, read_fact
+from nailtool.retraining import POOLED, RESULT
+from nailtool.retraining_facts import RetrainingResult
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Files of facts in a training's folder, and how they are told."""
+
+    title: str
+    command: str  # that measures it
+    render: Callable[[list[Path]], str]
+    patterns: tuple[str, ...]  # below the folder; the first is the one that must be there
+
+    def find(self, folder: Path) -> list[Path]:
+        """Its files in order; none when it was not measured."""
+        found = [sorted(folder.glob(pattern)) for pattern in self.patterns]
+        return [file for files in found for file in files] if found[0] else []
+
+
+def _render_stages(files: list[Path]) -> str:
+    from nailtool.retraining_facts import render_stages
+
+    return render_stages(read_fact(files[0], RetrainingResult))
+
+
+def _render_folds(files: list[Path]) -> str:
+    from nailtool.retraining_facts import render_pooled
+
+    pooled = [_render_kinds(read_fact(file, AccuracyResult)) for file in files[1:]]
+    return "\n".join([render_pooled(read_fact(files[0], RetrainingResult)), *pooled])
+
+
+def _render_rendered(files: list[Path]) -> str:
+    from model_zoo.card import render_measured
+
+    found = [read_fact(file, AccuracyResult) for file in files]
+    return f"{render_measured(found)}\n{_render_kinds(found[0])}"
+
+
+def _render_kinds(accuracy: AccuracyResult) -> str:
+    from model_zoo.card import render_slices
+
+    images = f"{accuracy.images.count} images of {accuracy.images.name}"
+    return f"{accuracy.variant} by kind of image, {images}:\n\n{render_slices(accuracy)}\n"
+
+
+def _render_ablation(files: list[Path]) -> str:
+    from benchmark.ablation import AblationReport, render_markdown
+
+    return render_markdown(read_fact(files[0], AblationReport))
+
+
+def _render_choices(files: list[Path]) -> str:
+    from benchmark.choices import ChoicesResult, render_markdown
+
+    return render_markdown(read_fact(files[0], ChoicesResult))
+
+
+RENDERED = "rendered"
+EVIDENCE = (
+    Evidence("Stages", "nailtool retrain", _render_stages, (f"{RESULT}.json",)),
+    Evidence(
+        "Cross-validation",
+        "nailtool retrain --folds 5",
+        _render_folds,
+        (f"{POOLED}.json", f"{POOLED}/*.json"),
+    ),
+    Evidence(
+        "Rendered hands",
+        f"nailtool evaluate --weights FILE --out FOLDER/{RENDERED}",
+        _render_rendered,
+        (f"{RENDERED}/*.json",),
+    ),
+    Evidence("Loss and network", "nailtool ablate", _render_ablation, ("ablation/ablation.json",)),
+    Evidence(
+        "The decoder", "python -m benchmark.decoder_ablation", _render_choices, ("decoder/choices.json",)
+    ),
+    Evidence(
+        "The encoder", "python -m benchmark.encoder_comparison", _render_choices, ("encoders/choices.json",)
+    ),
+)
+
+
+def render_family(folder: Path, name: str) -> str:
+    """Markdown of all evidence in ``folder``; what is missing is named with the command that measures it.
+
+    Raises:
+        NailtoolError: the folder holds none.
+        ArtifactError: a file is damaged or holds other facts.
+    """
+    there = [evidence for evidence in EVIDENCE if evidence.find(folder)]
+    if not there:
+        raise NailtoolError(
+            f"{folder}: holds none of {', '.join(e.patterns[0] for e in EVIDENCE)}.",
+            hint="Name the --out folder of `nailtool retrain`.",
+        )
+    lines = [
+        f"# How {name} was trained and chosen",
+        "",
+        "Written by `nailtool card` from the facts beside it; do not edit. Points and degrees with 95 %",
+        "bootstrap intervals.",
+        "",
+    ]
+    for evidence in there:
+        lines += [f"## {evidence.title}", "", f"By `{evidence.command}`.", ""]
+        lines += [evidence.render(evidence.find(folder)).strip(), ""]
+    missing = [evidence for evidence in EVIDENCE if evidence not in there]
+    if missing:
+        lines += ["## Not measured here", ""]
+        lines += [f"- {evidence.title}: `{evidence.command}`" for evidence in missing] + [""]
+    return "\n".join(lines)
+
+
+def write_family(folder: Path, out: Path, name: str) -> list[Path]:
+    """Copy the evidence in ``folder`` to ``out`` (unless they are one) and write ``out/README.md``.
+
+    Returns the files written, the card last. Raises as ``render_family``.
+    """
+    from nailcore.storage import replacing, write_text
+
+    card = render_family(folder, name)  # before anything is written
+    written = []
+    if out.resolve() != folder.resolve():
+        for source in (file for evidence in EVIDENCE for file in evidence.find(folder)):
+            target = out / source.relative_to(folder)
+            with replacing(target) as scratch:
+                shutil.copyfile(source, scratch)
+            written.append(target)
+    write_text(out / CARD, card)
+    return [*written, out / CARD]
