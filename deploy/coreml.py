@@ -16,6 +16,7 @@ from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError, ConversionError, UnknownNameError
 from nailcore.measure import find_versions, measure_cost
 from nailcore.runtime import Engine, Runner
+from nailcore.service import FLOAT, Service
 from nailcore.storage import hash_file, hash_path, replacing
 from nailcore.variant import Variant
 from quantize.layer_names import choose_float_layers
@@ -40,6 +41,14 @@ TOOLS = ("torch", "coremltools")
 FAMILY = "torch"  # torch and tensorflow never share a process
 RUNTIME_TOOLS = ("torch", "coremltools")
 RESOURCES: tuple[str, ...] = ()
+_PALETTES = ("palette8", "palette6", "palette4")
+SERVICE = Service(
+    (*FLOAT, "int8", *_PALETTES),
+    True,
+    ("equalize", "search", "finetune", "keep_float", "size_ratio"),
+    ("int8", *_PALETTES),
+    rounded_beside=("coreml", "tflite"),
+)
 
 
 def convert(

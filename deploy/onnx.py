@@ -20,6 +20,7 @@ from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError, ConversionError
 from nailcore.measure import find_versions, measure_cost
 from nailcore.runtime import Engine, Images, Layer, Logits
+from nailcore.service import Service
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
 from quantize.calibration import hash_pixels
@@ -39,6 +40,12 @@ TOOLS = ("torch", "onnx", "onnxscript", "onnxsim")
 FAMILY = "torch"  # torch and tensorflow never share a process
 RUNTIME_TOOLS = ("onnxruntime",)
 RESOURCES: tuple[str, ...] = ()
+SERVICE = Service(
+    ("float32", "int8"),
+    True,
+    ("correct_bias", "equalize", "search", "finetune", "keep_float"),
+    integer_only=True,
+)
 
 
 @contextlib.contextmanager

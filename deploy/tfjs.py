@@ -14,6 +14,7 @@ from deploy.tfjs_write import Passes, optimise, write_model
 from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ConversionError
 from nailcore.measure import find_versions, measure_cost
+from nailcore.service import FLOAT, Service
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
 from quantize.prepared import open_prepared
@@ -27,6 +28,7 @@ TOOLS = ("onnx2tf", "tensorflow", "tf-keras", "tensorflowjs", "onnxruntime", "nu
 FAMILY = "tensorflow"  # torch and tensorflow never share a process
 RUNTIME_TOOLS = ("playwright", "selenium", "websockets")
 RESOURCES = ("deploy/web/bundle",)  # the pages a browser loads
+SERVICE = Service((*FLOAT, "uint8", "uint16"), False, ("size_ratio",))
 
 
 def convert(

@@ -28,6 +28,7 @@ from nailcore.artifact import Artifact, MadeBy, describe_artifact
 from nailcore.errors import ArtifactError, ConversionError
 from nailcore.measure import find_versions, measure_cost
 from nailcore.runtime import Engine, Images, Layer, Logits
+from nailcore.service import FLOAT, Service
 from nailcore.storage import hash_file, replacing
 from nailcore.variant import Variant
 from quantize.prepared import open_prepared
@@ -42,6 +43,7 @@ TOOLS = ("onnx2tf", "tensorflow", "tf-keras", "onnxruntime", "numpy", "ai-edge-l
 FAMILY = "tensorflow"  # which libraries a conversion loads: torch and tensorflow never share a process
 RUNTIME_TOOLS = ("ai-edge-litert",)
 RESOURCES: tuple[str, ...] = ()
+SERVICE = Service((*FLOAT, "int8"), True, ("correct_bias",), ("int8",))
 # At conversion, for each dtype of the weights: tells a wrong tensor from a rounded one.
 MAX_RELATIVE_ERROR: Mapping[str, float | None] = {"float32": None, "float16": 2e-2, "int8": 1.0}
 _INPUT_HINT = "Run `nailtool build-variants`; it will be made again."

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nailcore.artifact import Artifact
+from nailcore.service import Service
 from nailcore.variant import Variant
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, 3) RGB at the variant's size
@@ -78,6 +79,7 @@ class Target(Protocol):
     FAMILY: str  # which libraries a conversion loads: torch and tensorflow never share a process
     RUNTIME_TOOLS: tuple[str, ...]  # distributions that take part in executing a file
     RESOURCES: tuple[str, ...]  # files of ours that do and are no Python source, from the root
+    SERVICE: Service  # which recipes it carries out as they say
 
     def convert(self, variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -> Artifact:
         """Write the artefact at ``out`` (atomically) and describe it; the caller writes the manifest.

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy import TARGETS
 from nailcore.data.folder import PARTS, Dataset, Sample, Split, open_dataset
 from nailcore.errors import DataError, NailtoolError, UnknownNameError
 from nailcore.variant import Variant
 from nailtool.inputs import SPLITS, TOOLS, config_node, list_resources, sources_node, tools_node
 from nailtool.nodes import FileNode, ValueNode
 from nailtool.pipeline import Order, run_plan
-from nailtool.served import SERVICES, keep_layers
+from nailtool.served import keep_layers
 from nailtool.stage import Stage, StageResult
 from nailtool.stages import Plan
 from quantize import Recipe
@@ -72,7 +73,7 @@ def search_layers(order: Order, request: SensitivityRequest, max_drop_points: fl
         raise NailtoolError(
             f"Recipe '{request.recipe.name}' is for {', '.join(request.recipe.targets)}, which rounds every "
             "layer: a mix could not be built.",
-            hint=f"Begin with an integer recipe for {' or '.join(keep_layers(SERVICES))}.",
+            hint=f"Begin with an integer recipe for {' or '.join(keep_layers(TARGETS))}.",
         )
     plan = order.plan
     results = _prepare(order, request)

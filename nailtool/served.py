@@ -3,49 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from nailcore.errors import NailtoolError
+from nailcore.service import Service
 from quantize import Recipe
 
 HINT = "Change the recipe, or take the target out of its targets; `nailtool recipes` lists what is served."
-FLOAT = ("float32", "float16")
 
 
-@dataclass(frozen=True)
-class Service:
-    """What a target makes of a recipe: how it stores weights, and which tables of the recipe it obeys."""
+def find_service(kind: str) -> Service | None:
+    """What the target declares; None for a kind that is none of ours, which is not judged."""
+    from deploy import TARGETS, find_target
 
-    stored: tuple[str, ...]
-    integer: bool  # whether it computes in int8
-    obeyed: tuple[str, ...] = ()
-    calibrated: tuple[str, ...] = ()  # how it stores weights only with [calibration]
-
-
-PALETTES = ("palette8", "palette6", "palette4")
-SERVICES: Mapping[str, Service] = {
-    "onnx": Service(
-        ("float32", "int8"), True, ("correct_bias", "equalize", "search", "finetune", "keep_float")
-    ),
-    "coreml": Service(
-        (*FLOAT, "int8", *PALETTES),
-        True,
-        ("equalize", "search", "finetune", "keep_float", "size_ratio"),
-        ("int8", *PALETTES),
-    ),
-    "tflite": Service((*FLOAT, "int8"), True, ("correct_bias",), ("int8",)),
-    "tfjs": Service((*FLOAT, "uint8", "uint16"), False, ("size_ratio",)),
-}
+    return find_target(kind).SERVICE if kind in TARGETS else None
 
 
 def check_served(recipe: Recipe) -> None:
-    """Compare a recipe with what its targets make; a target that is not in ``SERVICES`` is not judged.
+    """Compare a recipe with what its targets make; a target that is none of ours is not judged.
 
     Raises:
         NailtoolError: naming recipe, target, key, value found and what that target knows.
     """
     for kind in recipe.targets:
-        service = SERVICES.get(kind)
+        service = find_service(kind)
         problem = next(_list_problems(recipe, kind, service), "") if service else ""
         if problem:
             raise NailtoolError(f"quantize/recipes/{recipe.name}.toml: target '{kind}': {problem}", hint=HINT)
@@ -53,7 +33,8 @@ def check_served(recipe: Recipe) -> None:
 
 def keep_layers(kinds: Iterable[str]) -> tuple[str, ...]:
     """Those of some targets that leave single layers in float."""
-    return tuple(k for k in kinds if k not in SERVICES or "keep_float" in SERVICES[k].obeyed)
+    services = ((kind, find_service(kind)) for kind in kinds)
+    return tuple(kind for kind, service in services if service is None or "keep_float" in service.obeyed)
 
 
 def _list_problems(recipe: Recipe, kind: str, service: Service) -> Iterator[str]:
@@ -65,7 +46,7 @@ def _list_problems(recipe: Recipe, kind: str, service: Service) -> Iterator[str]
         yield f"{stored}; it stores {', '.join(service.stored)}."
     if recipe.compute_dtype == "int8" and not service.integer:
         yield "compute_dtype 'int8'; it computes in float32."
-    if kind == "onnx" and recipe.quantized and recipe.compute_dtype != "int8":
+    if service.integer_only and recipe.quantized and recipe.compute_dtype != "int8":
         yield f"{stored} with compute_dtype '{recipe.compute_dtype}'; its 8-bit weights go with 'int8'."
     if recipe.weights_dtype in service.calibrated and recipe.calibration is None:
         yield f"{stored} without [calibration]; weights are rounded on calibration images there."
@@ -74,7 +55,8 @@ def _list_problems(recipe: Recipe, kind: str, service: Service) -> Iterator[str]
         yield f"{', '.join(ignored)}; of such keys it knows {', '.join(known) or 'none'}."
     if "size_ratio" in asked and recipe.calibration is None:
         yield "weights.size_ratio without [calibration]; bits are spread by what images show."
-    if kind == "coreml" and recipe.quantized and set(recipe.targets) - {"coreml", "tflite"}:
+    beside = service.rounded_beside
+    if beside is not None and recipe.quantized and set(recipe.targets) - set(beside):
         yield f"beside {', '.join(k for k in recipe.targets if k != kind)}; its weights are rounded before."
 
 

@@ -156,7 +156,8 @@ def _draw_turn(
     mirror = -1.0 if rng.random() < 0.5 else 1.0
     aspect = float(np.exp(rng.uniform(-0.12, 0.12)))
     cos, sin = np.cos(angle), np.sin(angle)
-    return np.array([[cos, -sin], [sin, cos]]) @ np.diag([mirror * scale * aspect, scale / aspect])
+    turn = np.array([[cos, -sin], [sin, cos]]) @ np.diag([mirror * scale * aspect, scale / aspect])
+    return np.asarray(turn)
 
 
 def _place(

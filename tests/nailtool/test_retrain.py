@@ -11,10 +11,11 @@ import pytest
 
 import model_zoo
 from nailcore.data.synth import draw_few
-from nailcore.errors import NailtoolError, UnknownNameError
+from nailcore.errors import ArtifactError, NailtoolError, UnknownNameError
 from nailcore.facts import AccuracyResult, WeightsFacts, read_fact
 from nailcore.storage import hash_file
 from nailtool.cli import main
+from nailtool.family_card import render_family, write_family
 from nailtool.plan import load_plan
 from nailtool.retraining import RetrainOrder, list_trainings
 from nailtool.retraining_facts import RetrainingResult
@@ -161,6 +162,30 @@ def test_folds_share_the_stages_before_photographs_and_are_pooled(
     assert "## 2 folds, pooled" in (done / "cross-validation.md").read_text("utf-8")
     # What the plan itself made stays.
     assert read_fact(done / "retraining.json", RetrainingResult).folds == 0
+
+
+def test_the_card_tells_what_was_measured_and_what_was_not(done: Path, tmp_path: Path) -> None:
+    """After the folds above; the facts are copied so that the card can be written again from them."""
+    out = tmp_path / "evidence"
+    with pytest.raises(SystemExit) as ended:
+        main(["card", str(done), "--out", str(out), "--name", "tiny", "--quiet"])
+    assert not ended.value.code
+    text = (out / "README.md").read_text("utf-8")
+    mixed = read_fact(done / "retraining.json", RetrainingResult).stages[1]
+    assert f"| 2-mixed | 2 | `{mixed.sha256[:12]}…` |" in text and "2 folds." in text
+    assert "nail43-480 by kind of image, 2 images of" in text and "| nail size |" in text
+    missing = text[text.index("## Not measured here") :]
+    assert "`nailtool ablate`" in missing and "Cross-validation" not in missing
+    kept = {path.relative_to(out).as_posix() for path in out.rglob("*.json")}
+    assert {"retraining.json", "cross-validation.json", "cross-validation/2-mixed.nail43-288.json"} <= kept
+    assert render_family(out, "tiny") == text
+    # A damaged fact is named, and the card that was there stays.
+    (out / "cross-validation.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"cross-validation\.json"):
+        write_family(out, out, "tiny")
+    assert (out / "README.md").read_text("utf-8") == text
+    with pytest.raises(NailtoolError, match=r"holds none of retraining\.json"):
+        render_family(tmp_path / "elsewhere", "tiny")
 
 
 @pytest.mark.slow
