@@ -128,9 +128,8 @@ def draw_plan(nail_index: Mask, config: AugmentConfig, rng: np.random.Generator)
 def _draw_matrix(nail_index: Mask, config: AugmentConfig, rng: np.random.Generator) -> Matrix:
     """(3, 3) matrix from photo to crop pixels, for a part of the photo."""
     height, width = nail_index.shape
-    turn = _draw_turn(
-        config.long_side_px / max(height, width), config.scale_low, config.scale_high, config, rng
-    )
+    base = config.long_side_px / max(height, width)
+    turn = _draw_turn(base, (config.scale_low, config.scale_high), 0.5, config, rng)
     centre = _pick_nail_pixel(nail_index, rng) if rng.random() < config.nail_centred else None
     if centre is None:
         centre = np.array([rng.uniform(0, width), rng.uniform(0, height)])
@@ -141,17 +140,21 @@ def _draw_whole(nail_index: Mask, config: AugmentConfig, rng: np.random.Generato
     """(3, 3) matrix from photo to crop pixels, for the photo as a whole."""
     height, width = nail_index.shape
     base = config.crop_px / max(height, width)
-    turn = _draw_turn(base, config.whole_scale_low, config.whole_scale_high, config, rng)
+    turn = _draw_turn(base, (config.whole_scale_low, config.whole_scale_high), 0.2, config, rng)
     return _place(turn, np.array([width / 2, height / 2]), 0.1, config, rng)
 
 
 def _draw_turn(
-    base: float, low: float, high: float, config: AugmentConfig, rng: np.random.Generator
+    base: float,
+    scales: tuple[float, float],
+    any_angle: float,
+    config: AugmentConfig,
+    rng: np.random.Generator,
 ) -> Matrix:
-    """(2, 2): scale about ``base``, rotation, mirror and aspect."""
-    scale = base * float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    """(2, 2): scale, rotation, mirror and aspect; ``any_angle``: the share turned by more than a little."""
+    scale = base * float(np.exp(rng.uniform(np.log(scales[0]), np.log(scales[1]))))
     # Hands stand upright more often than not: a narrow and a wide distribution of angles.
-    spread = config.rotation_deg if rng.random() < 0.5 else config.rotation_deg / 6
+    spread = config.rotation_deg if rng.random() < any_angle else config.rotation_deg / 6
     angle = np.deg2rad(rng.uniform(-spread, spread))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
     aspect = float(np.exp(rng.uniform(-0.12, 0.12)))
