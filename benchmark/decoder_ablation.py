@@ -12,13 +12,34 @@ from benchmark.choices_command import SET_HELP, compare, read_settings
 from model_zoo import find_variant
 from nailcore.variant import Variant
 
-# (fusion width, F1 convolution), what ships first; everything else as the variant declares it.
-CHOICES = ((64, "dense"), (32, "dense"), (128, "dense"), (64, "separable"), (128, "separable"))
+# (fusion width, F1 convolution, stride of the map the heads see); everything else as the variant has it.
+Decoder = tuple[int, str, int]
+CHOICES: tuple[Decoder, ...] = (
+    (128, "dense", 4),
+    (64, "dense", 4),
+    (32, "dense", 4),
+    (128, "separable", 4),
+    (64, "separable", 4),
+    (128, "dense", 8),
+)
 
 
-def choose(variant: Variant, width: int, conv: str) -> Variant:
+def list_decoders(variant: Variant) -> list[Decoder]:
+    """What ships first: the others are compared with it."""
+    ships = (variant.fusion_width, variant.fusion_conv, variant.heads_stride)
+    return [ships, *(decoder for decoder in CHOICES if decoder != ships)]
+
+
+def choose(variant: Variant, decoder: Decoder) -> Variant:
     """The variant with another decoder."""
-    return variant.model_copy(update={"fusion_width": width, "fusion_conv": conv})
+    width, conv, stride = decoder
+    return variant.model_copy(update={"fusion_width": width, "fusion_conv": conv, "heads_stride": stride})
+
+
+def name_decoder(decoder: Decoder) -> str:
+    """The row and the folder: ``128-dense``, ``128-dense-heads8``."""
+    width, conv, stride = decoder
+    return f"{width}-{conv}" + ("" if stride == 4 else f"-heads{stride}")
 
 
 def main(  # noqa: PLR0917 - options of a command
@@ -37,7 +58,8 @@ def main(  # noqa: PLR0917 - options of a command
 ) -> None:
     """Train every choice with the same budget, measure accuracy and speed, write one table."""
     base = find_variant(variant)
-    choices = [Choice(f"{w}-{conv}", choose(base, w, conv), init) for w, conv in CHOICES]
+    decoders = list_decoders(base)
+    choices = [Choice(name_decoder(d), choose(base, d), init) for d in decoders]
     settings = {"steps": steps, "batch": batch, "crop_px": crop, "threads": threads, "workers": workers}
     settings |= read_settings(further or [])
     compare(f"Decoders of {base.name}", choices, data, settings, seeds=seeds, rounds=rounds, out=out)

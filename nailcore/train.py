@@ -250,7 +250,11 @@ def run_training(
     )
     state = start_training(variant, config, init, build)
     if (out / CHECKPOINT).exists():
-        load_checkpoint(out / CHECKPOINT, state, identity, defaults={"config": _dump(TrainConfig())})
+        since = {
+            name: field.default for name, field in Variant.model_fields.items() if not field.is_required()
+        }
+        defaults = {"config": _dump(TrainConfig()), "variant": since}
+        load_checkpoint(out / CHECKPOINT, state, identity, defaults=defaults)
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
     weights, partial = out / f"{variant.weights}.safetensors", out / f"{variant.weights}{PARTIAL}"
 

@@ -78,8 +78,16 @@ class Cascade(nn.Module):
     width 128 (see the table in docs/network.md); its accuracy stands in the model card.
     """
 
-    def __init__(self, encoder: str, layers: int, fusion_width: int, fusion_conv: str = "dense") -> None:
+    def __init__(
+        self,
+        encoder: str,
+        layers: int,
+        fusion_width: int,
+        fusion_conv: str = "dense",
+        heads_stride: int = 4,
+    ) -> None:
         super().__init__()
+        self.heads_stride = heads_stride
         self.high, self.low = build_encoders(encoder, layers)
         high, low = as_encoder(self.high).channels, as_encoder(self.low).channels
         self.fusion16 = Fusion(low[16], low[8], fusion_width, fusion_conv)  # deep features with low stage 4
@@ -101,14 +109,20 @@ class Cascade(nn.Module):
     def forward(self, x: torch.Tensor) -> Logits:
         """(N, 3, H, W) -> named logits at H/4."""
         fused8, _, _ = self._fuse(x)
-        logits: Logits = self.output(upsample2(fused8))
-        return logits
+        return self.predict(fused8)
+
+    def predict(self, fused8: torch.Tensor) -> Logits:
+        """(N, W, H/8, W/8) -> named logits at H/4: the map is upsampled, or (heads at 8) the logits are."""
+        if self.heads_stride == 4:
+            logits: Logits = self.output(upsample2(fused8))
+            return logits
+        return {name: upsample2(value) for name, value in self.output(fused8).items()}
 
     def forward_levels(self, x: torch.Tensor) -> dict[int, Logits]:
         """Logits of every pyramid level by stride: {4: ..., 8: ..., 16: ...}, for training."""
         fused8, up_deep, up16 = self._fuse(x)
         return {
-            4: self.output(upsample2(fused8)),
+            4: self.predict(fused8),
             8: self.fusion8.branch(up16),
             16: self.fusion16.branch(up_deep),
         }
@@ -116,4 +130,10 @@ class Cascade(nn.Module):
 
 def build_cascade(variant: Variant) -> Cascade:
     """An untrained cascade for a variant."""
-    return Cascade(variant.encoder, variant.encoder_layers, variant.fusion_width, variant.fusion_conv)
+    return Cascade(
+        variant.encoder,
+        variant.encoder_layers,
+        variant.fusion_width,
+        variant.fusion_conv,
+        variant.heads_stride,
+    )

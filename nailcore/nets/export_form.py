@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nailcore.nets.cascade import Cascade, upsample2
+from nailcore.nets.cascade import Cascade
 from nailcore.nets.weights import load_weights
 from nailcore.variant import Variant
 
@@ -62,7 +62,7 @@ class ExportForm(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(N, 3, H, W) RGB 0..255 -> logits (N, C, H/4, W/4) in the order of ``self.names``."""
         fused8, _, _ = self.network._fuse(image - self.mean)
-        logits = self.network.output(upsample2(fused8))
+        logits = self.network.predict(fused8)
         return tuple(logits[name] for name in self.names)
 
 

@@ -19,7 +19,7 @@ from benchmark.choices import (
     run_choices,
 )
 from benchmark.choices_cost import measure_costs
-from benchmark.decoder_ablation import CHOICES, choose
+from benchmark.decoder_ablation import CHOICES, choose, list_decoders, name_decoder
 from benchmark.devices import chromium
 from benchmark.encoder_comparison import list_choices, read_inits
 from nailcore.data.folder import Dataset, open_dataset
@@ -61,7 +61,9 @@ def price(variants: list[Variant], scratch: Path) -> list[Cost]:
 def test_choices_are_trained_once_found_again_and_never_taken_for_others(
     dataset: Dataset, tmp_path: Path
 ) -> None:
-    choices = [Choice(f"{w}-{c}", choose(TINY, w, c), None) for w, c in ((16, "dense"), (8, "separable"))]
+    choices = [
+        Choice(f"{w}-{c}", choose(TINY, (w, c, 4)), None) for w, c in ((16, "dense"), (8, "separable"))
+    ]
     budget = Budget((dataset,), dataset, CONFIG, 2, tmp_path)
     steps: list[str] = []
 
@@ -128,7 +130,10 @@ def test_costs_and_the_two_files_of_a_comparison(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert choose(TINY, *CHOICES[0]).fusion_width == 64
+    ships = list_decoders(TINY)[0]
+    assert choose(TINY, ships) == TINY and set(list_decoders(TINY)[1:]) == set(CHOICES)
+    assert len({name_decoder(decoder) for decoder in CHOICES}) == len(CHOICES)
+    assert name_decoder((128, "dense", 8)) == "128-dense-heads8"
     monkeypatch.setattr(chromium, "find_obstacle", lambda: Skipped(what="latency", reason="none", remedy=""))
     cost = measure_costs([TINY], tmp_path, 1)[0]
     assert cost.cpu_ms > 0 and cost.size_bytes > 100_000 and cost.samples == 2

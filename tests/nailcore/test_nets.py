@@ -85,6 +85,21 @@ def test_export_form_equals_the_network_it_was_made_from(name: str) -> None:
         torch.testing.assert_close(found[output.name], expected[output.name], atol=2e-4, rtol=2e-4)
 
 
+def test_heads_on_the_coarser_map_give_logits_of_the_same_size() -> None:
+    variant = VARIANTS["nail43-288"].model_copy(update={"heads_stride": 8})
+    network, fine = build_cascade(variant).eval(), build_cascade(VARIANTS["nail43-288"]).eval()
+    fine.load_state_dict(network.state_dict())
+    image = torch.randint(0, 256, (1, 3, 96, 128), generator=torch.Generator().manual_seed(1)).float()
+    with torch.no_grad():
+        logits, levels = network(image), network.forward_levels(image)
+        exported = ExportForm(network, variant)(image * 127.5 + 127.5)
+        assert not torch.equal(fine(image)["fgbg"], logits["fgbg"])
+    for output, found in zip(variant.outputs, exported, strict=True):
+        assert found.shape == logits[output.name].shape == (1, output.channels, 24, 32)
+        torch.testing.assert_close(levels[4][output.name], logits[output.name])
+        torch.testing.assert_close(found, logits[output.name], atol=2e-3, rtol=2e-3)
+
+
 def test_export_form_has_no_batchnorm_no_training_heads_and_leaves_its_source_alone() -> None:
     variant = VARIANTS["nail43-288"]
     network = build_cascade(variant)
