@@ -264,7 +264,7 @@ def render_markdown(result: AblationReport) -> str:
     """The tables as Markdown; mIoU and nail IoU in points."""
 
     def points(interval: Interval) -> str:
-        return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+        return interval.tell(scale=100)
 
     seeds = len(result.cells[0].seeds)
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())

@@ -173,8 +173,7 @@ def render_markdown(result: ChoicesResult) -> str:
     """The table for the model card or a note; accuracies in points."""
 
     def points(interval: Interval, sign: str = "") -> str:
-        value, low, high = (100 * v for v in (interval.value, interval.low, interval.high))
-        return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+        return interval.tell(scale=100, sign=sign)
 
     config, first = result.config, result.rows[0]
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())

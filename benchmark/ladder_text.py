@@ -7,25 +7,10 @@ from pathlib import Path
 
 from benchmark.ladder import LadderGroup, LadderRow, group_rungs, rank_kind, rank_variant
 from nailcore.errors import NailtoolError
-from nailcore.facts import Interval
 from nailcore.gate_facts import Ladder
 from nailcore.storage import write_text
 
 NOT_MEASURED = "–"
-
-
-def write_points(value: Interval) -> str:
-    """A drop in points with its interval, ``0.12 [-0.05, 0.31]``; "-0.00" is written without its sign."""
-    return f"{_fix(value.value)} [{_fix(value.low)}, {_fix(value.high)}]"
-
-
-def write_ratio(value: Interval) -> str:
-    """A ratio with its interval."""
-    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
-
-
-def _fix(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def write_row(row: LadderRow) -> list[str]:
@@ -38,7 +23,7 @@ def write_row(row: LadderRow) -> list[str]:
         row.recipe,
         f"{100 * accuracy.miou.value:.1f}" if accuracy else NOT_MEASURED,
         f"{100 * accuracy.nail_iou.value:.1f}" if accuracy else NOT_MEASURED,
-        write_points(accuracy.drop_points) if accuracy else NOT_MEASURED,
+        accuracy.drop_points.tell(2) if accuracy else NOT_MEASURED,
         NOT_MEASURED if flipped is None else f"{flipped:.2f}",
         f"{verdict.artifact.size_bytes / 1e6:.2f}",
         NOT_MEASURED if verdict.size_ratio is None else f"{verdict.size_ratio:.2f}",
@@ -138,7 +123,7 @@ def _answer(group: LadderGroup) -> list[str]:
         f"`{best.artifact.recipe}`",
         f"{best.artifact.size_bytes / 1e6:.2f}",
         NOT_MEASURED if best.size_ratio is None else f"{best.size_ratio:.2f}",
-        write_points(best.accuracy.drop_points) if best.accuracy else NOT_MEASURED,
+        best.accuracy.drop_points.tell(2) if best.accuracy else NOT_MEASURED,
         write_ratio(best.speed[0].ratio) if best.speed else NOT_MEASURED,
         best.bought_text,
     ]

@@ -8,7 +8,7 @@ from nailcore.facts import AccuracyResult, Interval, WeightsFacts
 
 
 def _percent(interval: Interval) -> str:
-    return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return interval.tell(scale=100)
 
 
 def _row(accuracy: AccuracyResult) -> str:
@@ -26,9 +26,7 @@ def render_accuracy(*facts: WeightsFacts) -> str:
 
 def _nail_row(accuracy: AccuracyResult) -> str:
     def degrees(interval: Interval | None) -> str:
-        if interval is None:
-            return "–"
-        return f"{interval.value:.1f}° [{interval.low:.1f}, {interval.high:.1f}]"
+        return "–" if interval is None else interval.tell(unit="°")
 
     shares = [
         "–" if interval is None else _percent(interval)

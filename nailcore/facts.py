@@ -67,6 +67,14 @@ class Interval(Fact):
     low: float
     high: float
 
+    def tell(self, digits: int = 1, *, scale: float = 1.0, sign: str = "", unit: str = "") -> str:
+        """``0.12 [-0.05, 0.31]``, as all tables print it; "-0.00" is written without its sign."""
+        value, low, high = (
+            f"{round(scale * figure, digits) + 0.0:{sign}.{digits}f}"
+            for figure in (self.value, self.low, self.high)
+        )
+        return f"{value}{unit} [{low}, {high}]"
+
 
 class OutputParity(Fact):
     """One named output against the torch reference, over all images."""

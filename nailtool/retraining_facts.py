@@ -90,9 +90,7 @@ def _describe(result: RetrainingResult) -> list[str]:
 
 def _row(figures: StageFigures) -> str:
     def points(interval: Interval | None, scale: float = 100) -> str:
-        if interval is None:
-            return "–"
-        return f"{scale * interval.value:.1f} [{scale * interval.low:.1f}, {scale * interval.high:.1f}]"
+        return "–" if interval is None else interval.tell(scale=scale)
 
     kind = "rendered" if figures.images.synthetic else "photographs"
     shares = (

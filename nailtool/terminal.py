@@ -94,7 +94,7 @@ def _style(cell: str) -> str:
 
 def format_interval(interval: Interval) -> str:
     """A figure of 0..1 with its 95 % interval, as every table of accuracy prints it."""
-    return f"{interval.value:.3f} [{interval.low:.3f}–{interval.high:.3f}]"
+    return interval.tell(3)
 
 
 def format_bytes(count: int) -> str:

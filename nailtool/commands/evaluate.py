@@ -158,5 +158,5 @@ def _format(interval: Interval | None, unit: str = "") -> str:
     if interval is None:
         return "–"
     if unit:
-        return f"{interval.value:.1f}{unit} [{interval.low:.1f}–{interval.high:.1f}]"
+        return interval.tell(unit=unit)
     return format_interval(interval)

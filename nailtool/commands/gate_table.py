@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nailcore.errors import MissingToolError
-from nailcore.facts import Interval
 from nailcore.gate_facts import GateVerdict, SpeedRatio
 from nailtool.terminal import Terminal, format_bytes
 
@@ -45,7 +44,7 @@ def _row(verdict: GateVerdict) -> tuple[str, ...]:
     return (
         verdict.artifact.label,
         verdict.decision,
-        format_points(accuracy.drop_points) if accuracy else "–",
+        accuracy.drop_points.tell(2) if accuracy else "–",
         "–" if verdict.flipped_permille is None else f"{verdict.flipped_permille:.2f}",
         format_bytes(verdict.artifact.size_bytes),
         "–" if ratio is None else f"{ratio:.3f}",
@@ -55,11 +54,4 @@ def _row(verdict: GateVerdict) -> tuple[str, ...]:
 
 
 def _write_speed(speed: SpeedRatio) -> str:
-    ratio = speed.ratio
-    return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-
-
-def format_points(drop: Interval) -> str:
-    """A drop in points with its interval, ``0.12 [-0.05, 0.31]``; nothing is never minus nothing."""
-    value, low, high = (round(figure, 2) + 0.0 for figure in (drop.value, drop.low, drop.high))
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return speed.ratio.tell(2)

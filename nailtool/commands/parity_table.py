@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nailcore.facts import ParityResult
-from nailtool.commands.gate_table import format_points
 from nailtool.terminal import Terminal
 
 COLUMNS = (
@@ -103,7 +102,7 @@ def _show_accuracy(terminal: Terminal, facts: Sequence[ParityResult]) -> None:
                 fact.engine,
                 f"{100 * fact.accuracy.miou.value:.2f}",
                 f"{100 * fact.accuracy.nail_iou.value:.2f}",
-                format_points(fact.accuracy.drop_points),
+                fact.accuracy.drop_points.tell(2),
                 str(fact.images.count),
             )
             for fact in facts

@@ -98,7 +98,7 @@ def _show_trials(terminal: Terminal, variant: str, fact: SearchResult) -> None:
             (
                 _name_layers(trial.float_layers),
                 f"{100 * trial.cost_share:.1f} %",
-                f"{trial.drop_points.value:.2f} [{trial.drop_points.low:.2f}, {trial.drop_points.high:.2f}]",
+                trial.drop_points.tell(2),
                 f"{trial.flipped_permille:.2f}",
                 "yes" if trial.kept else "no",
             )

@@ -23,7 +23,6 @@ from nailtool.defaults import DEFAULT_JOBS, DEFAULT_OUT
 from nailtool.terminal import Terminal
 
 if TYPE_CHECKING:
-    from nailcore.facts import Interval
     from quantize.sensitivity_facts import SensitivityResult
 
 RECIPE_HELP = "An integer recipe: what rounds, and what the ranges are calibrated on."
@@ -91,7 +90,7 @@ def _show_layers(terminal: Terminal, fact: SensitivityResult, top: int) -> None:
     kind = "synthetic images" if fact.images.synthetic else "photographs"
     terminal.table(
         f"{fact.variant} {fact.recipe}, simulated on {fact.images.count} {kind} ({fact.part}): everything "
-        f"rounded flips {fact.flipped_permille:.2f} ‰ and drops {_points(drop)} points of nail IoU. "
+        f"rounded flips {fact.flipped_permille:.2f} ‰ and drops {drop.tell(2)} points of nail IoU. "
         f"The {min(top, len(fact.layers))} layers that cause most of the margin's error when rounded alone:",
         (
             "layer",
@@ -109,16 +108,12 @@ def _show_layers(terminal: Terminal, fact: SensitivityResult, top: int) -> None:
                 f"{layer.macs / 1e6:.1f}",
                 f"{100 * layer.only_share:.1f}",
                 f"{layer.only_flipped_permille:.3f}",
-                _points(layer.only_drop_points),
+                layer.only_drop_points.tell(2),
                 f"{100 * layer.saved_share:.1f}",
                 f"{layer.saved_permille:.3f}",
-                _points(layer.saved_points),
+                layer.saved_points.tell(2),
             )
             for layer in fact.rank()[:top]
         ),
         right=("MMAC", "alone: % of error", "flips ‰", "in float: saves % of error", "saves ‰"),
     )
-
-
-def _points(interval: Interval) -> str:
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
