@@ -28,7 +28,7 @@ def write_row(row: LadderRow) -> list[str]:
         f"{verdict.artifact.size_bytes / 1e6:.2f}",
         NOT_MEASURED if verdict.size_ratio is None else f"{verdict.size_ratio:.2f}",
         NOT_MEASURED if row.cpu_ms is None else f"{row.cpu_ms:.1f}",
-        write_ratio(row.speed.ratio) if row.speed else NOT_MEASURED,
+        row.speed.ratio.tell(2) if row.speed else NOT_MEASURED,
         verdict.bought_text,
         f"{verdict.decision}{reasons}",
     ]
@@ -124,7 +124,7 @@ def _answer(group: LadderGroup) -> list[str]:
         f"{best.artifact.size_bytes / 1e6:.2f}",
         NOT_MEASURED if best.size_ratio is None else f"{best.size_ratio:.2f}",
         best.accuracy.drop_points.tell(2) if best.accuracy else NOT_MEASURED,
-        write_ratio(best.speed[0].ratio) if best.speed else NOT_MEASURED,
+        best.speed[0].ratio.tell(2) if best.speed else NOT_MEASURED,
         best.bought_text,
     ]
 
