@@ -20,6 +20,7 @@ class SingleBranch(Cascade):
 
     def __init__(self, encoder: str, layers: int, fusion_width: int, fusion_conv: str = "dense") -> None:
         super(Cascade, self).__init__()
+        self.heads_stride = 4
         _, self.low = build_encoders(encoder, layers)
         low = as_encoder(self.low).channels
         self.fusion16 = Fusion(low[16], low[8], fusion_width, fusion_conv)
@@ -40,7 +41,7 @@ class SingleBranch(Cascade):
         """Logits of every pyramid level by stride: {4: ..., 8: ..., 16: ...}, for training."""
         fused8, up_deep, up16 = self._fuse(x)
         return {
-            4: self.output(upsample2(fused8)),
+            4: self.predict(fused8),
             8: self.branch8(up16),
             16: self.fusion16.branch(up_deep),
         }
