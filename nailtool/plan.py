@@ -51,7 +51,10 @@ class StagePlan(Mix):
 
 
 class SizesPlan(Mix):
-    """The last stage's weights, fine-tuned for each of these input sizes."""
+    """The last stage's weights, fine-tuned for each of these input sizes.
+
+    Crops are as large as the input, unless ``settings`` hold ``crop_px``.
+    """
 
     px: tuple[int, ...] = ()
 
@@ -82,7 +85,8 @@ class TrainingPlan(BaseModel):
             yield f"{number}-{stage.name}", 0, stage
         for px in self.sizes.px if self.sizes else ():
             assert self.sizes is not None  # noqa: S101 - for mypy
-            yield f"{len(self.stages) + 1}-size-{px}", px, self.sizes
+            sized = self.sizes.model_copy(update={"settings": {"crop_px": px, **self.sizes.settings}})
+            yield f"{len(self.stages) + 1}-size-{px}", px, sized
 
     def merge(self, mix: Mix) -> Settings:
         """The settings of one stretch."""

@@ -48,6 +48,7 @@ px = [288]
 steps = 1
 hands = 0.0
 photos = 1.0
+settings = { crop_px = 64 }
 """
 
 
@@ -203,6 +204,8 @@ def test_shipped_plans_hold_possible_settings_and_known_sizes(name: str) -> None
         order = RetrainOrder(plan.shrink() if smoke else plan, Path("photos"), None, Path("out"))
         trainings = list_trainings(order)
         assert [t.order.out.name for t in trainings][:2] == ["1-rendered", "2-mixed"]
+        sized = [t.order for t in trainings if t.order.input_px]
+        assert all(o.settings["crop_px"] == (64 if smoke else o.input_px) for o in sized)
         for training in trainings:
             config = make_config(training.order)
             assert (config.steps == 2) is smoke and choose_variants(training.order)
