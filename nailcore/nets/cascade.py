@@ -72,10 +72,9 @@ class Fusion(nn.Module):
 class Cascade(nn.Module):
     """Duke et al. 2019, section 3.2. Input: normalised RGB (N, 3, H, W), H and W multiples of 32.
 
-    Free choices (the paper is silent), until the measured ablation replaces them: fusion width 64,
-    dense F1 convolution, ReLU after the sum, last fused map at H/8, logits at H/4 behind one
-    depthwise 3×3. At 480 px and one thread, width 64 costs about four fifths of the CPU time of
-    width 128 (see the table in docs/network.md); its accuracy stands in the model card.
+    Free choices (the paper is silent): fusion width, dense or separable F1 convolution, ReLU after the
+    sum, last fused map at H/8, logits at H/4 behind one depthwise 3×3. docs/network.md has nail IoU and
+    CPU-ms of each, by ``python -m benchmark.decoder_ablation``; what ships stands in the variant.
     """
 
     def __init__(
