@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -37,8 +37,9 @@ class AugmentConfig:
     rotation_deg: float = 180.0
     perspective: float = 0.15  # depth differs by at most this share between centre and border
     nail_centred: float = 0.8  # share of crops placed over a nail; the rest anywhere in the photo
-    # Share of crops that show the whole photo, as the network sees it in use. Which hand it is can only
-    # be told with the thumb in sight: closer crops alone taught no more of it than chance.
+    # Share of crops that show the whole photo, as the network sees it in use, where its fingers are known.
+    # Which hand it is can only be told with the thumb in sight: closer crops alone taught no more of it
+    # than chance. Masks alone are learnt better from closer crops.
     whole_share: float = 0.0
     whole_scale_low: float = 0.75  # long side of the photo relative to the crop's
     whole_scale_high: float = 1.1
@@ -94,6 +95,8 @@ class Crop:
 
 def draw_crop(photo: LabelledPhoto, config: AugmentConfig, rng: np.random.Generator) -> Crop:
     """One random crop of a photo at ``crop_px``."""
+    if config.whole_share and "finger" not in photo.labels:
+        config = replace(config, whole_share=0.0)
     plan = draw_plan(photo.nail_index, config, rng)
     if config.crops == "kornia":
         from nailcore.data.augment_kornia import apply_plan_kornia

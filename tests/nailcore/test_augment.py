@@ -217,6 +217,15 @@ def test_the_share_of_whole_views_is_as_asked_for() -> None:
     assert 0.17 < whole < 0.33
 
 
+def test_photos_without_fingers_have_no_need_of_whole_views() -> None:
+    config = AugmentConfig(crop_px=64, long_side_px=640, whole_share=1.0)
+    crops = [
+        draw_crop(make_photo(frozenset({"mask"})), c, np.random.default_rng(3))
+        for c in (config, replace(config, whole_share=0.0))
+    ]
+    assert (crops[0].image == crops[1].image).all()
+
+
 def test_repainting_touches_the_nails_alone() -> None:
     rng = np.random.default_rng(0)
     mask = np.zeros((80, 80), np.uint8)
