@@ -26,6 +26,7 @@ def evaluate_file(
     from nailcore.data.folds import Fold, select_fold
     from nailcore.nets.encoder import with_encoder
     from nailcore.nets.weights import read_encoder
+    from nailtool.jobs import unpack_embedded
 
     if part not in PARTS:
         raise UnknownNameError("part", part, PARTS)
@@ -35,20 +36,16 @@ def evaluate_file(
             hint="For example: --variants nail55-480.",
         )
     variant = with_encoder(find_variant(variants.strip()), read_encoder(weights))
-    dataset = open_dataset(data or _unpack_embedded(out / "embedded-whole"))
+    if data is None:
+        data = out / "embedded-whole"
+        unpack_embedded(out=data, whole=True, progress=lambda done, total: None)
+    dataset = open_dataset(data)
     if fold:
         dataset = select_fold(dataset, Fold.parse(fold))
     name = f"{weights.stem}.{variant.name}.{dataset.root.resolve().name}"
     result = evaluate_accuracy(variant, weights, dataset, PARTS[part], out / "overlays" / name)
     write_fact(out / f"{name}.json", result)
     return result
-
-
-def _unpack_embedded(folder: Path) -> Path:
-    from nailcore.data.synth.embedded import make_embedded_set
-
-    make_embedded_set(folder, test_images=None, progress=lambda done, total: None)
-    return folder
 
 
 def pool_folds(files: Sequence[Path]) -> list[AccuracyResult]:

@@ -61,7 +61,13 @@ def train(
     lr_encoder: Annotated[float, typer.Option("--lr-encoder", help="Peak learning rate.")] = 5e-4,
     lr_decoder: Annotated[float, typer.Option("--lr-decoder", help="Peak learning rate.")] = 2e-3,
     whole_share: Annotated[
-        float, typer.Option("--whole-share", min=0, max=1, help="Of the crops show the whole photo.")
+        float,
+        typer.Option(
+            "--whole-share",
+            min=0,
+            max=1,
+            help="Of the crops show the whole photo, where its fingers are known.",
+        ),
     ] = 0.0,
     crops: Annotated[str, typer.Option("--crops", help="opencv, or kornia (slower on CPUs).")] = "opencv",
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")] = "auto",
