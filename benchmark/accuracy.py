@@ -157,6 +157,10 @@ def sum_up(per_image: Sequence[ImageAccuracy]) -> dict[str, Any]:
         "finger_accuracy": bootstrap_values(
             [[n.finger_right for n in i.nails if n.finger_right is not None] for i in per_image], _mean
         ),
+        "finger_accuracy_alone": bootstrap_values(
+            [[n.finger_right_alone for n in i.nails if n.finger_right_alone is not None] for i in per_image],
+            _mean,
+        ),
         "direction_error_median_deg": bootstrap_values(errors, _median),
         "direction_error_p90_deg": bootstrap_values(errors, _p90),
         "slices": [

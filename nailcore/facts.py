@@ -213,6 +213,7 @@ class NailAccuracy(Fact):
     size_px: float  # √area with the image scaled to a long side of 480 px
     iou: float  # with the predicted blob that overlaps it best
     finger_right: bool | None = None  # None: not labelled, or the head is not trained
+    finger_right_alone: bool | None = None  # named without regard to the image's other nails
     direction_error_deg: float | None = None
 
 
@@ -268,6 +269,7 @@ class AccuracyResult(Fact):
     per_image: list[ImageAccuracy]
     nail_recall: Interval | None = None  # share of annotated nails overlapped by a blob with IoU >= 0.5
     finger_accuracy: Interval | None = None  # share of nails whose finger is named right; None: no labels
+    finger_accuracy_alone: Interval | None = None  # the same with each nail named by itself
     direction_error_median_deg: Interval | None = None
     direction_error_p90_deg: Interval | None = None
     slices: list[AccuracySlice] = []

@@ -188,8 +188,14 @@ def total_loss(
     *,
     mask_kind: MaskLoss = "lmp",
     direction_kind: DirectionLoss = "l2",
+    finger_weight: float = 1.0,
+    direction_weight: float = 1.0,
 ) -> LossParts:
-    """Sum of the three losses at every pyramid level; ``level_weights`` by stride."""
+    """Sum of the three losses at every pyramid level; ``level_weights`` by stride.
+
+    The paper's weights are 1. The total alone is weighted by ``finger_weight`` and ``direction_weight``,
+    the parts are told as they are.
+    """
     first = next(iter(targets.values())).direction
     parts = [first.new_zeros(()) for _ in range(3)]
     for stride, weight in level_weights.items():
@@ -199,4 +205,4 @@ def total_loss(
         parts[2] = parts[2] + weight * direction_loss(
             logits["direction"].float(), truth.direction, direction_kind
         )
-    return LossParts(parts[0] + parts[1] + parts[2], *parts)
+    return LossParts(parts[0] + finger_weight * parts[1] + direction_weight * parts[2], *parts)

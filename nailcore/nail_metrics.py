@@ -12,6 +12,7 @@ from nailcore.facts import ImageKind, Interval, NailAccuracy
 from nailcore.preprocess import Letterbox
 from nailcore.tryon.components import softmax
 from nailcore.tryon.direction import angle_of, angular_error_deg, mean_direction
+from nailcore.tryon.naming import name_fingers
 from nailcore.variant import FINGER_CLASSES
 
 FOUND_IOU = 0.5
@@ -41,14 +42,16 @@ def measure_nails(
     scores = _NailScores(index, logits, box)
     scale = REFERENCE_LONG_SIDE_PX / max(index.shape)
     areas = np.bincount(index.ravel(), minlength=256)
+    together = scores.name_together()
     found = []
     for k in range(1, int(index.max()) + 1):
         if not areas[k]:
             continue
         record = labels.nails[k - 1] if k <= len(labels.nails) else None
-        right = error = None
+        right = right_alone = error = None
         if record is not None and record.finger and _can_judge("finger", heads, labels):
-            right = scores.name_finger(k) == record.finger
+            right = together.get(k) == record.finger
+            right_alone = scores.name_finger(k) == record.finger
         if record is not None and record.base and record.tip and _can_judge("direction", heads, labels):
             error = scores.direction_error_deg(k, unit_vector(record.base, record.tip))
         found.append(
@@ -56,6 +59,7 @@ def measure_nails(
                 size_px=float(np.sqrt(areas[k])) * scale,
                 iou=float(overlaps[k]),
                 finger_right=right,
+                finger_right_alone=right_alone,
                 direction_error_deg=error,
             )
         )
@@ -101,10 +105,21 @@ class _NailScores:
 
     def name_finger(self, k: int) -> str | None:
         """The finger with the largest mean softmax inside the nail; None when it covers no pixel."""
+        chances = self._find_chances(k)
+        return None if chances is None else FINGER_CLASSES[int(chances.argmax())]
+
+    def name_together(self) -> dict[int, str]:
+        """The fingers of all annotated nails as try-on names them; nails that cover no pixel are left out."""
+        chances = {k: self._find_chances(k) for k in range(1, int(self.index.max()) + 1)}
+        seen = {k: one for k, one in chances.items() if one is not None}
+        if not seen:
+            return {}
+        names = name_fingers(np.stack(list(seen.values())))
+        return {k: FINGER_CLASSES[name] for k, name in zip(seen, names, strict=True)}
+
+    def _find_chances(self, k: int) -> npt.NDArray[np.float64] | None:
         inside = self.index == k
-        if not inside.any():
-            return None
-        return FINGER_CLASSES[int(softmax(self.finger[:, inside]).mean(axis=1).argmax())]
+        return softmax(self.finger[:, inside]).mean(axis=1) if inside.any() else None
 
     def direction_error_deg(self, k: int, truth: npt.NDArray[np.float64]) -> float | None:
         """Angle between the mean prediction, weighted by the nail's softmax, and the truth."""

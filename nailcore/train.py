@@ -53,6 +53,9 @@ class TrainConfig(BaseModel):
     mask_loss: MaskLoss = "lmp"
     plain_steps: int = Field(default=0, ge=0)  # cross-entropy + Dice before LMP: for random initialisation
     direction_loss: DirectionLoss = "l2"
+    # Both are means over labelled nails, so they weigh as much where one image of eight carries such labels.
+    finger_weight: float = Field(default=1.0, ge=0)
+    direction_weight: float = Field(default=1.0, ge=0)
     crops: Crops = "opencv"
     whole_share: float = Field(
         default=0.0, ge=0, le=1
@@ -377,6 +380,8 @@ def run_steps(
             config.level_weights,
             mask_kind="plain" if state.step < config.plain_steps else config.mask_loss,
             direction_kind=config.direction_loss,
+            finger_weight=config.finger_weight,
+            direction_weight=config.direction_weight,
         )
         values = _read_losses(fabric, parts)
         _check_loss(values[0], state.step, config.seed)

@@ -33,6 +33,8 @@ SETTING_FLAGS = {
     "lr_decoder": "--lr-decoder",
     "mask_loss": "--mask-loss",
     "direction_loss": "--direction-loss",
+    "finger_weight": "--finger-weight",
+    "direction_weight": "--direction-weight",
     "plain_steps": "--plain-steps",
     "precision": "--precision",
     "crops": "--crops",

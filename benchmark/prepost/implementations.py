@@ -260,6 +260,7 @@ def _read_nail(entry: dict[str, Any]) -> Nail:
         centroid=_point(entry["centroid"]),
         finger=int(entry["finger"]),
         finger_score=float(entry["fingerScore"]),
+        finger_chances=tuple(float(chance) for chance in entry["fingerChances"]),
         score=float(entry["score"]),
         direction=mean,
         base=_point(entry["base"]) if entry["base"] else None,

@@ -50,6 +50,7 @@ public struct Nail: Equatable {
     public let centroid: Point
     public let finger: Int
     public let fingerScore: Double
+    public let fingerChances: [Double]
     public let score: Double
     /// Image axes: 0 points right, 90 down; nil where the directions cancel out.
     public let angleDeg: Double?
@@ -127,6 +128,8 @@ private struct Blob {
     var unitX = 0.0
     var unitY = 0.0
     var classes = [Double](repeating: 0, count: 10)
+    /// Mean class softmax, 0..1.
+    var chances: [Double] { classes.map { $0 / Double(cells.count) } }
 
     mutating func add(cell: Int, x: Int, y: Int) {
         cells.append(cell)
@@ -171,14 +174,67 @@ public func findNails(_ logits: Logits, minArea: Int) -> [Nail] {
             dx: Double(logits.direction[cell]), dy: Double(logits.direction[cells + cell]), score: score)
         blobs[index].addSoftmax((0..<10).map { Double(logits.finger[$0 * cells + cell]) })
     }
-    return blobs.filter { $0.cells.count >= minArea }.map { finish($0, width: logits.width) }
+    let kept = blobs.filter { $0.cells.count >= minArea }
+    let names = nameFingers(kept.map { $0.chances })
+    return zip(kept, names).map { finish($0, width: logits.width, finger: $1) }
 }
 
-private func finish(_ blob: Blob, width: Int) -> Nail {
+/// As nailcore/tryon/naming.py: every nail a finger of its own, the likeliest way; one index per nail.
+public func nameFingers(_ chances: [[Double]]) -> [Int] {
+    let secondHandNats = 4.0
+    let minChance = 1e-3
+    let stepsPerNat = 1024.0  // whole scores: a tie is a tie in every language
+    let fingers = 10
+    let hand = fingers / 2
+    if chances.count > fingers {
+        return chances.map { row in
+            row.indices.reduce(0) { row[$1] > row[$0] ? $1 : $0 }
+        }
+    }
+    let scores = chances.map { $0.map { Int((log($0 + minChance) * stepsPerNat + 0.5).rounded(.down)) } }
+    let both = assign(scores, columns: fingers)
+    if chances.count > hand { return both.names }
+    var best = both.sum - Int(secondHandNats * stepsPerNat)
+    var names = both.names
+    let right = assign(scores.map { Array($0[hand...]) }, columns: hand)
+    let left = assign(scores.map { Array($0[..<hand]) }, columns: hand)
+    if right.sum >= best {
+        best = right.sum
+        names = right.names.map { hand + $0 }
+    }
+    return left.sum >= best ? left.names : names
+}
+
+/// The largest sum with one score of each row and none two of a column. values[used]: the best that the remaining
+/// rows can add when the columns `used` (bits) are taken; as many rows are named as bits are set.
+private func assign(_ scores: [[Int]], columns: Int) -> (sum: Int, names: [Int]) {
+    let sets = 1 << columns
+    var values = [Int](repeating: 0, count: sets)
+    var choices = [Int](repeating: 0, count: sets)
+    for used in stride(from: sets - 1, through: 0, by: -1) where used.nonzeroBitCount < scores.count {
+        let row = scores[used.nonzeroBitCount]
+        var best: Int?
+        for column in 0..<columns where used & (1 << column) == 0 {
+            let sum = row[column] + values[used | (1 << column)]
+            if best == nil || sum > best! {
+                best = sum
+                choices[used] = column
+            }
+        }
+        values[used] = best ?? 0
+    }
+    var names: [Int] = []
+    var used = 0
+    for _ in scores {
+        names.append(choices[used])
+        used |= 1 << choices[used]
+    }
+    return (values[0], names)
+}
+
+private func finish(_ blob: Blob, width: Int, finger: Int) -> Nail {
     let area = Double(blob.cells.count)
     let centroid = Point(x: Double(blob.sumX) / area, y: Double(blob.sumY) / area)
-    var finger = 0
-    for index in blob.classes.indices where blob.classes[index] > blob.classes[finger] { finger = index }
     let length = (blob.unitX * blob.unitX + blob.unitY * blob.unitY).squareRoot()
     let directed = blob.score > 0 && length / blob.score >= minCoherence
     var angle: Double?
@@ -196,7 +252,7 @@ private func finish(_ blob: Blob, width: Int) -> Nail {
     return Nail(
         area: blob.cells.count, left: blob.left, top: blob.top, width: blob.right - blob.left + 1,
         height: blob.bottom - blob.top + 1, centroid: centroid, finger: finger,
-        fingerScore: blob.classes[finger] / area, score: blob.score / area, angleDeg: angle,
+        fingerScore: blob.chances[finger], fingerChances: blob.chances, score: blob.score / area, angleDeg: angle,
         coherence: directed ? min(length / blob.score, 1) : nil, base: base, tip: tip)
 }
 

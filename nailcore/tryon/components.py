@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from nailcore.tryon.direction import MeanDirection, mean_direction
 from nailcore.tryon.mask import nail_mask, nail_score
+from nailcore.tryon.naming import name_fingers
 from nailcore.variant import FINGER_CLASSES
 
 F32 = npt.NDArray[np.float32]
@@ -32,6 +33,7 @@ class Nail:
     centroid: Point
     finger: int  # index into nailcore.variant.FINGER_CLASSES
     finger_score: float  # mean softmax of that class inside the component, 0..1
+    finger_chances: tuple[float, ...]  # the same of every class
     score: float  # mean foreground softmax, 0..1
     direction: MeanDirection | None  # base -> tip; None where the predictions cancel out
     base: Point | None  # the component's extents along the direction, through its centroid
@@ -71,10 +73,10 @@ def find_nails(fgbg: F32, finger: F32, direction: F32, *, min_area_px: int) -> l
     """The nails of one image, in raster order of their first (topmost, then leftmost) cell.
 
     The mask is the argmax of ``fgbg`` (a tie is background). Components of fewer than ``min_area_px``
-    cells are dropped. The finger class is the argmax of the class softmax summed over the component
-    (a tie goes to the lower index); the angle is that of the mean direction weighted by the foreground
-    softmax (:func:`nailcore.tryon.direction.mean_direction`). Base and tip are the extents of the
-    cells' squares along that direction, on the line through the centroid.
+    cells are dropped. Fingers are named together, from the mean class softmax of each component
+    (:func:`nailcore.tryon.naming.name_fingers`); the angle is that of the mean direction weighted by the
+    foreground softmax (:func:`nailcore.tryon.direction.mean_direction`). Base and tip are the extents
+    of the cells' squares along that direction, on the line through the centroid.
 
     Args:
         fgbg: (2, h, w) logits: background, nail.
@@ -98,7 +100,13 @@ def describe_nails(
     for rows, columns in _group(labels):
         if len(rows) >= min_area_px:
             nails.append(_describe(rows, columns, score, finger, direction))
-    return nails
+    if not nails:
+        return []
+    names = name_fingers(np.array([nail.finger_chances for nail in nails]))
+    return [
+        replace(nail, finger=name, finger_score=nail.finger_chances[name])
+        for nail, name in zip(nails, names, strict=True)
+    ]
 
 
 def _check(fgbg: F32, finger: F32, direction: F32, min_area_px: int) -> None:
@@ -134,7 +142,7 @@ def _describe(
     direction: F32,
 ) -> Nail:
     weights = score[rows, columns]
-    classes = softmax(finger[:, rows, columns]).sum(axis=1)
+    classes = softmax(finger[:, rows, columns]).sum(axis=1) / len(rows)
     best = int(classes.argmax())
     centroid = (float(columns.mean()), float(rows.mean()))
     mean = mean_direction(direction[0, rows, columns], direction[1, rows, columns], weights)
@@ -148,7 +156,8 @@ def _describe(
         height=int(rows.max()) - top + 1,
         centroid=centroid,
         finger=best,
-        finger_score=float(classes[best]) / len(rows),
+        finger_score=float(classes[best]),
+        finger_chances=tuple(float(c) for c in classes),
         score=float(weights.mean()),
         direction=mean,
         base=base,

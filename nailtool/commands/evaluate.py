@@ -120,13 +120,14 @@ def show_accuracy(
     )
     terminal.table(
         "Per nail (found: a blob overlaps it with IoU 0.5 or more)",
-        ("variant", "nails", "found", "right finger", "direction error, median", "p90"),
+        ("variant", "nails", "found", "right finger", "named alone", "direction error, median", "p90"),
         (
             (
                 fact.variant,
                 str(sum(len(image.nails) for image in fact.per_image)),
                 _format(fact.nail_recall),
                 _format(fact.finger_accuracy),
+                _format(fact.finger_accuracy_alone),
                 _format(fact.direction_error_median_deg, "°"),
                 _format(fact.direction_error_p90_deg, "°"),
             )

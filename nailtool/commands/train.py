@@ -54,6 +54,12 @@ def train(
     ] = None,
     mask_loss: Annotated[str, typer.Option("--mask-loss", help="lmp, weighted (20 ×) or plain.")] = "lmp",
     direction_loss: Annotated[str, typer.Option("--direction-loss", help="l2, l1 or huber.")] = "l2",
+    finger_weight: Annotated[
+        float, typer.Option("--finger-weight", min=0, help="Of the finger loss; the mask loss has 1.")
+    ] = 1.0,
+    direction_weight: Annotated[
+        float, typer.Option("--direction-weight", min=0, help="Of the direction loss.")
+    ] = 1.0,
     plain_steps: Annotated[
         int, typer.Option("--plain-steps", min=0, help="Cross-entropy + Dice before the mask loss.")
     ] = 0,
@@ -114,6 +120,8 @@ def train(
             "checkpoint_every": checkpoint_every,
             "mask_loss": mask_loss,
             "direction_loss": direction_loss,
+            "finger_weight": finger_weight,
+            "direction_weight": direction_weight,
             "plain_steps": plain_steps,
             "frozen_stages": frozen_stages,
             "lr_encoder": lr_encoder,

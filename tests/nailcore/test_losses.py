@@ -233,6 +233,16 @@ def test_no_gradient_where_nothing_is_labelled(mask_kind: str) -> None:
     }
     parts = total_loss(levels, targets, weights, mask_kind=mask_kind)  # type: ignore[arg-type]
     torch.testing.assert_close(parts.total, parts.fgbg + parts.finger + parts.direction)
+    lighter = total_loss(
+        levels,
+        targets,
+        weights,
+        mask_kind=mask_kind,
+        finger_weight=0.25,
+        direction_weight=0.5,  # type: ignore[arg-type]
+    )
+    torch.testing.assert_close(lighter.total, parts.fgbg + 0.25 * parts.finger + 0.5 * parts.direction)
+    assert float(lighter.finger) == float(parts.finger) > 0 and float(parts.direction) > 0
     parts.total.backward()  # type: ignore[no-untyped-call]
     for stride, logits in levels.items():
         for name, tensor in logits.items():

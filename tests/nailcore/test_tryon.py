@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import permutations
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from nailcore.tryon import (
     nail_score,
     photo_to_input,
 )
+from nailcore.tryon.naming import MIN_CHANCE, SECOND_HAND_NATS, STEPS_PER_NAT, name_fingers
 
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -125,7 +127,8 @@ def test_flips_of_the_image_keep_the_nails_and_move_their_numbers_alone(seed: in
 @given(seed=SEEDS)
 def test_the_order_of_the_classes_decides_nothing_but_their_number(seed: int) -> None:
     fgbg, finger, direction = random_logits(seed)
-    order = np.random.default_rng(seed).permutation(10)
+    within = np.random.default_rng(seed).permutation(5)
+    order = np.roll(np.concatenate([within, within + 5]), 5 * (seed % 2))  # hands stay hands
     before = find_nails(fgbg, finger, direction, min_area_px=2)
     after = find_nails(fgbg, finger[order], direction, min_area_px=2)
     assert [n.finger for n in before] == [int(order[n.finger]) for n in after]
@@ -284,3 +287,45 @@ def test_mask_and_points_agree_on_where_a_nail_is() -> None:
     (nail,) = nails_of(mask)
     assert input_to_photo(nail.centroid, box, 4) == pytest.approx([columns.mean(), rows.mean()], abs=1)
     assert on_photo.sum() == pytest.approx(mask.sum() * 16 / box.scale**2, rel=0.05)
+
+
+# -- fingers named together -------------------------------------------------------------------------
+def _enumerate_names(chances: npt.NDArray[np.float64]) -> list[int]:
+    """The slow, obvious reference: every way to give each nail its own finger."""
+    scores = np.floor(np.log(chances + MIN_CHANCE) * STEPS_PER_NAT + 0.5).astype(int)
+    best, names = -np.inf, []
+    for way in permutations(range(10), len(chances)):
+        both = len({name // 5 for name in way}) > 1
+        total = sum(scores[i, name] for i, name in enumerate(way)) - both * SECOND_HAND_NATS * STEPS_PER_NAT
+        if total > best:
+            best, names = total, list(way)
+    return names
+
+
+@given(st.integers(1, 4), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_fingers_are_named_as_by_trying_every_way(nails: int, seed: int) -> None:
+    chances = np.random.default_rng(seed).dirichlet(np.full(10, 0.4), nails)
+    assert name_fingers(chances) == _enumerate_names(chances)
+
+
+def test_a_doubtful_nail_follows_its_neighbours() -> None:
+    chances = np.full((3, 10), 0.01)
+    chances[0, 1] = chances[1, 2] = 0.9  # left index, left middle
+    chances[2, 3], chances[2, 8] = 0.4, 0.5  # by itself: the right ring
+    assert chances[2].argmax() == 8 and name_fingers(chances) == [1, 2, 3]
+    chances[2] = chances[0]  # two nails that look the same: a tie, and the earlier one gets the lower finger
+    assert name_fingers(chances) == [0, 2, 1]
+    chances[2] = 1e-9
+    chances[2, 5] = 1  # surely another hand's thumb
+    assert name_fingers(chances) == [1, 2, 5]
+
+
+def test_more_nails_than_two_hands_have_are_named_one_by_one() -> None:
+    chances = np.full((11, 10), 0.05)
+    chances[:, 4] = 0.5
+    assert name_fingers(chances) == [4] * 11 and len(set(name_fingers(chances[:10]))) == 10
+    with pytest.raises(ValueError, match=r"expected \(n, 10\)"):
+        name_fingers(chances[:, :9])
+    with pytest.raises(ValueError, match="NaN"):
+        name_fingers(chances * np.nan)

@@ -115,10 +115,53 @@ function findExtents(blob, x, y, width) {
   return { base: [cx + low * x, cy + low * y], tip: [cx + high * x, cy + high * y] };
 }
 
-function finishBlob(blob, width) {
+// As nailcore/tryon/naming.py: every nail a finger of its own, the likeliest way; returns one index per nail.
+const SECOND_HAND_NATS = 4;
+const MIN_CHANCE = 1e-3;
+const STEPS_PER_NAT = 1024; // whole scores: a tie is a tie in every language
+
+export function nameFingers(chances, fingers = 10) {
+  const indexOfLargest = (row) => row.reduce((best, value, i) => (value > row[best] ? i : best), 0);
+  if (chances.length > fingers) return chances.map((row) => indexOfLargest(Array.from(row)));
+  const scores = chances.map((row) => Array.from(row, (c) => Math.floor(Math.log(c + MIN_CHANCE) * STEPS_PER_NAT + 0.5)));
+  const hand = fingers / 2;
+  let [best, names] = assign(scores, fingers);
+  best -= SECOND_HAND_NATS * STEPS_PER_NAT;
+  if (chances.length > hand) return names;
+  const [right, rightNames] = assign(scores.map((row) => row.slice(hand)), hand);
+  const [left, leftNames] = assign(scores.map((row) => row.slice(0, hand)), hand);
+  if (right >= best) [best, names] = [right, rightNames.map((name) => hand + name)];
+  return left >= best ? leftNames : names;
+}
+
+// The largest sum with one score of each row and none two of a column. values[used]: the best that the remaining
+// rows can add when the columns `used` (bits) are taken; as many rows are named as bits are set.
+function assign(scores, columns) {
+  const sets = 1 << columns;
+  const values = new Float64Array(sets);
+  const choices = new Uint8Array(sets);
+  for (let used = sets - 1; used >= 0; used -= 1) {
+    let row = 0;
+    for (let bits = used; bits; bits &= bits - 1) row += 1;
+    if (row >= scores.length) continue;
+    let best = -Infinity;
+    for (let column = 0; column < columns; column += 1) {
+      if (used & (1 << column)) continue;
+      const sum = scores[row][column] + values[used | (1 << column)];
+      if (sum > best) [best, choices[used]] = [sum, column];
+    }
+    values[used] = best;
+  }
+  const names = [];
+  for (let row = 0, used = 0; row < scores.length; row += 1) {
+    names.push(choices[used]);
+    used |= 1 << choices[used];
+  }
+  return [values[0], names];
+}
+
+function finishBlob(blob, width, finger) {
   blob.centroid = [blob.sumX / blob.area, blob.sumY / blob.area];
-  let finger = 0;
-  for (let i = 1; i < blob.classes.length; i += 1) if (blob.classes[i] > blob.classes[finger]) finger = i;
   const length = Math.hypot(blob.unitX, blob.unitY);
   const coherence = length / blob.score;
   const nail = {
@@ -130,6 +173,7 @@ function finishBlob(blob, width) {
     centroid: blob.centroid,
     finger,
     fingerScore: blob.classes[finger] / blob.area,
+    fingerChances: Array.from(blob.classes, (sum) => sum / blob.area),
     score: blob.score / blob.area,
     coherence: null,
     angleDeg: null, // image axes: 0 points right, 90 down; null where the directions cancel out
@@ -176,7 +220,9 @@ export function findNails(logits, height, width, { minArea, layout = 'NHWC', fin
     }
     addSoftmax(finger, cell * ten.perCell, ten.perChannel, blob.classes, powers);
   }
-  return blobs.filter((blob) => blob.area >= minArea).map((blob) => finishBlob(blob, width));
+  const kept = blobs.filter((blob) => blob.area >= minArea);
+  const names = nameFingers(kept.map((blob) => blob.classes.map((sum) => sum / blob.area)), fingers);
+  return kept.map((blob, i) => finishBlob(blob, width, names[i]));
 }
 
 // fgbg logits -> Uint8Array mask (0, 1) at the photo's own size; `box` is what placePhoto() gave.
