@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from model_zoo import WEIGHTS_DIR
+from model_zoo import WEIGHTS_DIR, load_variants
 from model_zoo.card import render_accuracy
 from nailcore.facts import WeightsFacts, read_fact
 from tests.browser_marks import skip_without_browser
@@ -72,7 +72,9 @@ def test_browser_commands_succeed(folder: Path) -> None:
 
 
 def test_the_accuracy_table_is_that_of_the_shipped_facts() -> None:
-    facts = [read_fact(WEIGHTS_DIR / f"{name}.json", WeightsFacts) for name in ("nail55", "nail43")]
+    variants = sorted(load_variants().values(), key=lambda v: (-v.encoder_layers, -v.height_px))
+    names = dict.fromkeys(v.weights for v in variants)
+    facts = [read_fact(WEIGHTS_DIR / f"{name}.json", WeightsFacts) for name in names]
     printed = README.partition("<!-- accuracy -->\n")[2].partition("\n<!-- /accuracy -->")[0]
     assert printed == render_accuracy(*facts)
 

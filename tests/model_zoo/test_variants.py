@@ -37,7 +37,7 @@ def test_the_six_variants_of_the_paper() -> None:
         model_zoo.find_variant("nail55-408")
 
 
-@pytest.mark.parametrize("weights", ["nail55", "nail43"])
+@pytest.mark.parametrize("weights", sorted({v.weights for v in model_zoo.load_variants().values()}))
 def test_shipped_weights_match_their_facts_and_card(weights: str) -> None:
     facts = read_fact(model_zoo.WEIGHTS_DIR / f"{weights}.json", WeightsFacts)
     assert hash_file(model_zoo.WEIGHTS_DIR / f"{weights}.safetensors") == facts.sha256
@@ -46,6 +46,8 @@ def test_shipped_weights_match_their_facts_and_card(weights: str) -> None:
     network = load_network(variant, model_zoo.weights_path(variant))
     assert sum(p.numel() for p in network.parameters()) == facts.parameters
     assert not facts.accuracy[0].images.synthetic
+    ships_in = {v.name for v in model_zoo.load_variants().values() if v.weights == weights}
+    assert ships_in <= {accuracy.variant for accuracy in facts.accuracy}
     for accuracy in facts.accuracy:
         assert accuracy.weights_sha256 == facts.sha256
         assert accuracy.miou.low <= accuracy.miou.value <= accuracy.miou.high
