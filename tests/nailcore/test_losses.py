@@ -237,9 +237,9 @@ def test_no_gradient_where_nothing_is_labelled(mask_kind: str) -> None:
         levels,
         targets,
         weights,
-        mask_kind=mask_kind,
+        mask_kind=mask_kind,  # type: ignore[arg-type]
         finger_weight=0.25,
-        direction_weight=0.5,  # type: ignore[arg-type]
+        direction_weight=0.5,
     )
     torch.testing.assert_close(lighter.total, parts.fgbg + 0.25 * parts.finger + 0.5 * parts.direction)
     assert float(lighter.finger) == float(parts.finger) > 0 and float(parts.direction) > 0
