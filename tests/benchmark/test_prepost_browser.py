@@ -26,6 +26,7 @@ from nailcore.data.folder import Sample
 from nailcore.errors import MissingToolError
 from nailcore.facts import ImageSet, StageParity
 from nailcore.preprocess import letterbox
+from nailcore.tryon import find_nails
 from tests.benchmark.photo_files import (
     add_orientation,
     encode,
@@ -200,6 +201,36 @@ def test_any_size_is_letterboxed_as_python_does(session: chromium.ChromiumSessio
             photo = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
             difference = np.abs(resize(photo, 96, 96).astype(int) - letterbox(photo, 96, 96))
             assert difference.max() <= 1, size
+    finally:
+        session.close_page(page)
+
+
+def make_nails(count: int, seed: int) -> dict[str, Any]:
+    """Logits of ``count`` square nails, each in doubt between a few fingers."""
+    rng = np.random.default_rng(seed)
+    fgbg = np.zeros((1, 2, 32, 32), np.float32)
+    finger = np.zeros((1, 10, 32, 32), np.float32)
+    for k in range(count):
+        rows, columns = slice(8 * (k // 4) + 1, 8 * (k // 4) + 6), slice(8 * (k % 4) + 1, 8 * (k % 4) + 6)
+        fgbg[0, 1, rows, columns] = 4
+        finger[0, :, rows, columns] = 2 * rng.normal(size=(10, 1, 1))
+    direction = rng.normal(size=(1, 2, 32, 32)).astype(np.float32)
+    return {"fgbg": fgbg, "finger": finger, "direction": direction}
+
+
+@skip_without_browser
+def test_fingers_are_named_together_as_python_does(session: chromium.ChromiumSession) -> None:
+    page = session.open_page()
+    try:
+        find = PageSteps(session, page).find_nails
+        together = 0
+        for count in (1, 2, 4, 5, 6, 10, 12, 16):
+            for seed in range(4):
+                logits = make_nails(count, seed)
+                ours = find_nails(*(logits[n][0] for n in ("fgbg", "finger", "direction")), min_area_px=1)
+                assert [n.finger for n in find(logits, 1)] == [n.finger for n in ours]
+                together += any(n.finger != int(np.argmax(n.finger_chances)) for n in ours)
+        assert together > 8  # naming each nail by itself would not have passed
     finally:
         session.close_page(page)
 
