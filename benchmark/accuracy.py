@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nailcore.facts import (
     ImageAccuracy,
     ImageSet,
     Interval,
+    NailAccuracy,
     WeightsFacts,
     read_fact,
 )
@@ -154,13 +155,8 @@ def sum_up(per_image: Sequence[ImageAccuracy]) -> dict[str, Any]:
         "nail_iou": bootstrap("nail_iou", counts),
         "boundary_f": bootstrap("boundary_f", np.array([i.boundary for i in per_image], np.float64)),
         "nail_recall": _find_recall(per_image),
-        "finger_accuracy": bootstrap_values(
-            [[n.finger_right for n in i.nails if n.finger_right is not None] for i in per_image], _mean
-        ),
-        "finger_accuracy_alone": bootstrap_values(
-            [[n.finger_right_alone for n in i.nails if n.finger_right_alone is not None] for i in per_image],
-            _mean,
-        ),
+        "finger_accuracy": _find_fingers(per_image, lambda nail: nail.finger_right),
+        "finger_accuracy_alone": _find_fingers(per_image, lambda nail: nail.finger_right_alone),
         "direction_error_median_deg": bootstrap_values(errors, _median),
         "direction_error_p90_deg": bootstrap_values(errors, _p90),
         "slices": [
@@ -186,6 +182,13 @@ def _p90(values: Floats) -> float:
 
 def _list_errors(image: ImageAccuracy) -> list[float]:
     return [n.direction_error_deg for n in image.nails if n.direction_error_deg is not None]
+
+
+def _find_fingers(
+    per_image: Sequence[ImageAccuracy], verdict: Callable[[NailAccuracy], bool | None]
+) -> Interval | None:
+    verdicts = [[verdict(nail) for nail in image.nails] for image in per_image]
+    return bootstrap_values([[v for v in image if v is not None] for image in verdicts], _mean)
 
 
 def _find_recall(per_image: Sequence[ImageAccuracy]) -> Interval | None:

@@ -42,7 +42,7 @@ def measure_nails(
     scores = _NailScores(index, logits, box)
     scale = REFERENCE_LONG_SIDE_PX / max(index.shape)
     areas = np.bincount(index.ravel(), minlength=256)
-    together = scores.name_together()
+    names = scores.name_fingers()
     found = []
     for k in range(1, int(index.max()) + 1):
         if not areas[k]:
@@ -50,8 +50,7 @@ def measure_nails(
         record = labels.nails[k - 1] if k <= len(labels.nails) else None
         right = right_alone = error = None
         if record is not None and record.finger and _can_judge("finger", heads, labels):
-            right = together.get(k) == record.finger
-            right_alone = scores.name_finger(k) == record.finger
+            right, right_alone = (name == record.finger for name in names.get(k, (None, None)))
         if record is not None and record.base and record.tip and _can_judge("direction", heads, labels):
             error = scores.direction_error_deg(k, unit_vector(record.base, record.tip))
         found.append(
@@ -103,23 +102,17 @@ class _NailScores:
         self.nail = softmax(grown["fgbg"])[1]
         self.finger, self.direction = grown["finger"], grown["direction"]
 
-    def name_finger(self, k: int) -> str | None:
-        """The finger with the largest mean softmax inside the nail; None when it covers no pixel."""
-        chances = self._find_chances(k)
-        return None if chances is None else FINGER_CLASSES[int(chances.argmax())]
-
-    def name_together(self) -> dict[int, str]:
-        """The fingers of all annotated nails as try-on names them; nails that cover no pixel are left out."""
-        chances = {k: self._find_chances(k) for k in range(1, int(self.index.max()) + 1)}
-        seen = {k: one for k, one in chances.items() if one is not None}
-        if not seen:
-            return {}
-        names = name_fingers(np.stack(list(seen.values())))
-        return {k: FINGER_CLASSES[name] for k, name in zip(seen, names, strict=True)}
-
-    def _find_chances(self, k: int) -> npt.NDArray[np.float64] | None:
-        inside = self.index == k
-        return softmax(self.finger[:, inside]).mean(axis=1) if inside.any() else None
+    def name_fingers(self) -> dict[int, tuple[str, str]]:
+        """Of each annotated nail that covers a pixel: its finger as try-on names it, and named by itself."""
+        inside = {k: self.index == k for k in range(1, int(self.index.max()) + 1)}
+        chances = {
+            k: softmax(self.finger[:, cells]).mean(axis=1) for k, cells in inside.items() if cells.any()
+        }
+        together = name_fingers(np.reshape(list(chances.values()), (len(chances), len(FINGER_CLASSES))))
+        return {
+            k: (FINGER_CLASSES[name], FINGER_CLASSES[int(of_nail.argmax())])
+            for (k, of_nail), name in zip(chances.items(), together, strict=True)
+        }
 
     def direction_error_deg(self, k: int, truth: npt.NDArray[np.float64]) -> float | None:
         """Angle between the mean prediction, weighted by the nail's softmax, and the truth."""

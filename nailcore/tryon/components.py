@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -96,16 +96,12 @@ def describe_nails(
     labels: npt.NDArray[np.int32], score: F64, finger: F32, direction: F32, *, min_area_px: int
 ) -> list[Nail]:
     """The records of components that are known already: labels and foreground softmax (h, w)."""
-    nails = []
-    for rows, columns in _group(labels):
-        if len(rows) >= min_area_px:
-            nails.append(_describe(rows, columns, score, finger, direction))
-    if not nails:
-        return []
-    names = name_fingers(np.array([nail.finger_chances for nail in nails]))
+    groups = [(rows, columns) for rows, columns in _group(labels) if len(rows) >= min_area_px]
+    chances = [softmax(finger[:, rows, columns]).sum(axis=1) / len(rows) for rows, columns in groups]
+    names = name_fingers(np.reshape(chances, (len(groups), len(FINGER_CLASSES))))
     return [
-        replace(nail, finger=name, finger_score=nail.finger_chances[name])
-        for nail, name in zip(nails, names, strict=True)
+        _describe(*group, score, direction, finger=name, finger_chances=tuple(map(float, of_nail)))
+        for group, name, of_nail in zip(groups, names, chances, strict=True)
     ]
 
 
@@ -138,12 +134,12 @@ def _describe(
     rows: npt.NDArray[np.intp],
     columns: npt.NDArray[np.intp],
     score: F64,
-    finger: F32,
     direction: F32,
+    *,
+    finger: int,
+    finger_chances: tuple[float, ...],
 ) -> Nail:
     weights = score[rows, columns]
-    classes = softmax(finger[:, rows, columns]).sum(axis=1) / len(rows)
-    best = int(classes.argmax())
     centroid = (float(columns.mean()), float(rows.mean()))
     mean = mean_direction(direction[0, rows, columns], direction[1, rows, columns], weights)
     base, tip = find_extents(rows, columns, centroid, mean) if mean else (None, None)
@@ -155,9 +151,9 @@ def _describe(
         width=int(columns.max()) - left + 1,
         height=int(rows.max()) - top + 1,
         centroid=centroid,
-        finger=best,
-        finger_score=float(classes[best]),
-        finger_chances=tuple(float(c) for c in classes),
+        finger=finger,
+        finger_score=finger_chances[finger],
+        finger_chances=finger_chances,
         score=float(weights.mean()),
         direction=mean,
         base=base,

@@ -242,7 +242,8 @@ def test_no_gradient_where_nothing_is_labelled(mask_kind: str) -> None:
         direction_weight=0.5,
     )
     torch.testing.assert_close(lighter.total, parts.fgbg + 0.25 * parts.finger + 0.5 * parts.direction)
-    assert float(lighter.finger) == float(parts.finger) > 0 and float(parts.direction) > 0
+    assert float(lighter.finger.detach()) == float(parts.finger.detach()) > 0
+    assert float(parts.direction.detach()) > 0
     parts.total.backward()  # type: ignore[no-untyped-call]
     for stride, logits in levels.items():
         for name, tensor in logits.items():

@@ -122,8 +122,8 @@ const STEPS_PER_NAT = 1024; // whole scores: a tie is a tie in every language
 
 export function nameFingers(chances, fingers = 10) {
   const indexOfLargest = (row) => row.reduce((best, value, i) => (value > row[best] ? i : best), 0);
-  if (chances.length > fingers) return chances.map((row) => indexOfLargest(Array.from(row)));
-  const scores = chances.map((row) => Array.from(row, (c) => Math.floor(Math.log(c + MIN_CHANCE) * STEPS_PER_NAT + 0.5)));
+  if (chances.length > fingers) return chances.map(indexOfLargest);
+  const scores = chances.map((row) => row.map((c) => Math.floor(Math.log(c + MIN_CHANCE) * STEPS_PER_NAT + 0.5)));
   const hand = fingers / 2;
   let [best, names] = assign(scores, fingers);
   best -= SECOND_HAND_NATS * STEPS_PER_NAT;
@@ -172,8 +172,8 @@ function finishBlob(blob, width, finger) {
     height: blob.bottom - blob.top + 1,
     centroid: blob.centroid,
     finger,
-    fingerScore: blob.classes[finger] / blob.area,
-    fingerChances: Array.from(blob.classes, (sum) => sum / blob.area),
+    fingerScore: blob.chances[finger],
+    fingerChances: blob.chances,
     score: blob.score / blob.area,
     coherence: null,
     angleDeg: null, // image axes: 0 points right, 90 down; null where the directions cancel out
@@ -221,7 +221,8 @@ export function findNails(logits, height, width, { minArea, layout = 'NHWC', fin
     addSoftmax(finger, cell * ten.perCell, ten.perChannel, blob.classes, powers);
   }
   const kept = blobs.filter((blob) => blob.area >= minArea);
-  const names = nameFingers(kept.map((blob) => blob.classes.map((sum) => sum / blob.area)), fingers);
+  for (const blob of kept) blob.chances = Array.from(blob.classes, (sum) => sum / blob.area);
+  const names = nameFingers(kept.map((blob) => blob.chances), fingers);
   return kept.map((blob, i) => finishBlob(blob, width, names[i]));
 }
 
