@@ -203,15 +203,18 @@ def test_shipped_plans_hold_possible_settings_and_known_sizes(name: str) -> None
     for smoke in (False, True):
         order = RetrainOrder(plan.shrink() if smoke else plan, Path("photos"), None, Path("out"))
         trainings = list_trainings(order)
-        assert [t.order.out.name for t in trainings][:2] == ["1-rendered", "2-mixed"]
+        staged = [f"{number}-{stage.name}" for number, stage in enumerate(plan.stages, 1)]
+        assert [t.order.out.name for t in trainings][: len(staged)] == staged
         sized = [t.order for t in trainings if t.order.input_px]
         assert all(o.settings["crop_px"] == (64 if smoke else o.input_px) for o in sized)
         for training in trainings:
             config = make_config(training.order)
             assert (config.steps == 2) is smoke and choose_variants(training.order)
     folded = list_trainings(RetrainOrder(plan, Path("photos"), None, Path("out"), folds=5))
-    assert len(folded) == 1 + 5 * (1 + 3)  # the rendered stage once
-    assert [t.order.fold for t in folded][:2] == ["", "1/5"]
+    once = next(number for number, stage in enumerate(plan.stages) if stage.photos)  # the rendered ones, once
+    assert once and plan.sizes
+    assert len(folded) == once + 5 * (len(plan.stages) - once + len(plan.sizes.px))
+    assert [t.order.fold for t in folded][: once + 1] == [""] * once + ["1/5"]
 
 
 @pytest.mark.parametrize(
