@@ -102,6 +102,13 @@ class TrainingPlan(BaseModel):
             return self
         return self.model_copy(update={"sizes": self.sizes.model_copy(update={"px": px})})
 
+    def stop_after(self, name: str) -> TrainingPlan:
+        """The plan up to the stage ``name``, without fine-tuning for sizes; raises UnknownNameError."""
+        names = [stage.name for stage in self.stages]
+        if name not in names:
+            raise UnknownNameError("stage of the plan", name, names)
+        return self.model_copy(update={"stages": self.stages[: names.index(name) + 1], "sizes": None})
+
     def shrink(self) -> TrainingPlan:
         """The same stages with two steps each, on a dozen hands: to see that every step works."""
         small = {"steps": 2}

@@ -67,7 +67,10 @@ def render_markdown(result: RetrainingResult) -> str:
 
 def render_pooled(result: RetrainingResult) -> str:
     """Every photograph measured by the one training that did not see it."""
-    lines = [*_describe(result), f"{result.folds} folds.", "", f"| variant {HEAD}", "|---" * 8 + "|"]
+    stages = {stage.folder.rpartition("/")[2]: stage.steps for stage in result.stages}
+    steps = ", ".join(f"{name} ({steps} steps)" for name, steps in stages.items())
+    lines = [*_describe(result), f"{result.folds} folds of these stages: {steps}.", ""]
+    lines += [f"| variant {HEAD}", "|---" * 8 + "|"]
     return "\n".join([*lines, *(f"| {f.variant} | {_row(f)}" for f in result.pooled)]) + "\n"
 
 

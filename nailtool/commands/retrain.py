@@ -20,6 +20,7 @@ INIT_HELP = "Pretrained encoder for the first stage, or trained weights; without
 HANDS_HELP = "A rendered set that exists already, instead of rendering OUT/hands."
 FOLDS_HELP = "Cross-validate: so many folds of the photographs, pooled; stages before photographs are shared."
 SIZES_HELP = "Only these input sizes of the plan, such as 480 or 480,288; none: no fine-tuning."
+UNTIL_HELP = "Only the plan's stages up to this one, without fine-tuning: to cross-validate in less time."
 SMOKE_HELP = "Two steps a stage on a dozen hands: to see every step work. The weights are worth nothing."
 MINUTES_HELP = "Stop with a checkpoint after so many minutes; the same command goes on. 0: no limit."
 BLENDER_HELP = "The Python that has bpy, for a plan with photoreal hands (docs/data.md)."
@@ -35,6 +36,7 @@ def retrain(
     hands: Annotated[Path | None, typer.Option("--hands", metavar="FOLDER", help=HANDS_HELP)] = None,
     folds: Annotated[int, typer.Option("--folds", min=0, help=FOLDS_HELP)] = 0,
     sizes: Annotated[str | None, typer.Option("--sizes", metavar="PX,PX", help=SIZES_HELP)] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help=UNTIL_HELP)] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help=SMOKE_HELP)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trainings, do nothing.")] = False,
     jobs: Annotated[int, typer.Option("--jobs", min=1, max=64, help="Processes that render.")] = 1,
@@ -68,6 +70,10 @@ def retrain(
     if folds == 1:
         raise NailtoolError("--folds 1: expected 2 or more, or 0 for one training by the written split.")
     chosen = load_plan(plan)
+    if until is not None and sizes is not None:
+        raise NailtoolError("--until and --sizes: a plan that stops after a stage fine-tunes for no size.")
+    if until is not None:
+        chosen = chosen.stop_after(until)
     if sizes is not None:
         chosen = chosen.choose_sizes(_read_sizes(sizes))
     order = RetrainOrder(

@@ -173,7 +173,10 @@ def test_the_card_tells_what_was_measured_and_what_was_not(done: Path, tmp_path:
     assert not ended.value.code
     text = (out / "README.md").read_text("utf-8")
     mixed = read_fact(done / "retraining.json", RetrainingResult).stages[1]
-    assert f"| 2-mixed | 2 | `{mixed.sha256[:12]}…` |" in text and "2 folds." in text
+    assert (
+        f"| 2-mixed | 2 | `{mixed.sha256[:12]}…` |" in text
+        and "2 folds of these stages: 1-rendered (2 steps), 2-mixed (2 steps)." in text
+    )
     assert "nail43-480 by kind of image, 2 images of" in text and "| nail size |" in text
     missing = text[text.index("## Not measured here") :]
     assert "`nailtool ablate`" in missing and "Cross-validation" not in missing
@@ -249,7 +252,7 @@ def test_a_wrong_plan_is_refused_by_its_key_before_any_work(
 
 
 def test_unknown_plans_sizes_and_a_dry_run(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--plan", "nail5", "--photos", str(photos)) == UnknownNameError.exit_code
     assert "nail43, nail55" in capsys.readouterr().err
@@ -257,10 +260,17 @@ def test_unknown_plans_sizes_and_a_dry_run(
     assert run("--photos", str(photos), "--folds", "1") == NailtoolError.exit_code
     capsys.readouterr()
     out = tmp_path / "out"
-    assert run("--photos", str(photos), "--sizes", "480", "--dry-run", "--json", "--out", str(out)) == 0
+    dry = ("--plan", str(plan), "--photos", str(photos), "--dry-run", "--json", "--out", str(out))
+    assert run(*dry) == 0
     rows = json.loads(capsys.readouterr().out)["trainings"]
-    assert [row["folder"] for row in rows] == ["1-rendered", "2-mixed", "3-size-480"]
+    assert [row["folder"] for row in rows] == ["1-rendered", "2-mixed", "3-size-288"]
     assert [row["init"] for row in rows] == ["random", "1-rendered", "2-mixed"] and not out.exists()
+    assert run(*dry, "--until", "mixed", "--folds", "2") == 0
+    rows = json.loads(capsys.readouterr().out)["trainings"]
+    assert [row["folder"] for row in rows] == ["1-rendered", "fold-1-of-2/2-mixed", "fold-2-of-2/2-mixed"]
+    assert run(*dry, "--until", "mixe") == UnknownNameError.exit_code
+    assert "known: mixed, rendered. → Did you mean mixed?" in " ".join(capsys.readouterr().err.split())
+    assert run(*dry, "--until", "mixed", "--sizes", "288") == NailtoolError.exit_code
 
 
 def test_a_plan_without_sizes_takes_none_and_refuses_others() -> None:
