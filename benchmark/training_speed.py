@@ -44,6 +44,7 @@ class TrainingSpeed(Fact):
     device: str
     threads: int
     workers: int
+    frozen_stages: int  # of both encoders
     rounds: int
     steps_per_round: int
     data: list[ImageSet]
@@ -116,11 +117,18 @@ class _Meter:
 
 
 def measure_speed(
-    variant: Variant, sources: Sequence[Dataset], config: TrainConfig, rounds: int, steps: int
+    variant: Variant,
+    sources: Sequence[Dataset],
+    config: TrainConfig,
+    rounds: int,
+    steps: int,
+    *,
+    init: Path | None = None,
 ) -> TrainingSpeed:
     """Loader, step and both in turn, round by round after one round of warming up.
 
-    ``config.steps`` and its phases are replaced; weights start at random, speed does not care.
+    ``config.steps`` and its phases are replaced. With ``init`` the first encoder stages are frozen, as in
+    any training that starts from pretrained weights; without it nothing is, and a step costs more.
 
     Raises:
         DataError: a data set cannot be learnt from.
@@ -146,7 +154,7 @@ def measure_speed(
     fabric = make_fabric(config)
 
     def train(data: MixedBatches, workers: int) -> Iterator[float]:
-        state = start_training(variant, config, None)
+        state = start_training(variant, config, init)
         settings = config.model_copy(update={"workers": workers})
         for report in run_steps(fabric, data, state, settings, variant):
             yield report.loader_s
@@ -173,6 +181,7 @@ def measure_speed(
         device=torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
         threads=torch.get_num_threads(),
         workers=config.workers,
+        frozen_stages=0 if init is None else config.frozen_stages,
         rounds=rounds,
         steps_per_round=steps,
         data=[source.describe("train") for source in sources],
@@ -193,7 +202,8 @@ def render_markdown(speed: TrainingSpeed) -> str:
     lines = [
         f"{speed.variant} ({speed.encoder}), batches of {speed.batch} crops of {speed.crop_px} px by "
         f"{speed.crops}, {speed.precision}; {device}{speed.machine.cpu}, {speed.machine.cores} cores, "
-        f"{speed.threads} thread{'s' if speed.threads > 1 else ''}, {speed.workers} workers; {versions}. "
+        f"{speed.threads} thread{'s' if speed.threads > 1 else ''}, {speed.workers} workers, "
+        f"{speed.frozen_stages} encoder stages frozen; {versions}. "
         f"Medians of {speed.rounds} interleaved rounds of {speed.steps_per_round} batches.",
         "",
         "| part | images/s | CPU-ms per image |",
@@ -218,12 +228,14 @@ def main(  # noqa: PLR0917 - options of a command
     workers: Annotated[int, typer.Option(min=0, help="Processes that make crops.")] = 0,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Batches in each round.")] = 4,
+    init: Annotated[str | None, typer.Option(help="As `nailtool train --init`.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
 ) -> None:
     """Time loading alone, the step alone and both, interleaved; print one table."""
     from model_zoo import load_variants
     from nailcore.facts import write_fact
     from nailcore.nets.encoder import with_encoder
+    from nailtool.training import find_init
 
     found = [variant for variant in load_variants().values() if variant.encoder_layers == depth]
     if not found:
@@ -239,7 +251,9 @@ def main(  # noqa: PLR0917 - options of a command
         }
     )
     sources = [open_dataset(folder) for folder in data]
-    speed = measure_speed(with_encoder(found[0], encoder), sources, config, rounds, steps)
+    speed = measure_speed(
+        with_encoder(found[0], encoder), sources, config, rounds, steps, init=find_init(init)
+    )
     typer.echo(render_markdown(speed))
     if out is not None:
         write_fact(out, speed)

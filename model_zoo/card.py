@@ -141,7 +141,7 @@ Worst images at {first.variant}: {", ".join(f"{i.name[:8]} {100 * (i.nail_iou or
 - Command: `{facts.command}`
 - Trained on {facts.trained_on.count} images ({facts.trained_on.name}, content hash
   `{facts.trained_on.sha256[:16]}…`)
-- Encoder initialised from `{facts.init}` (SHA-256 `{facts.init_sha256[:16]}…`)
+- Initialised from `{facts.init}` (SHA-256 `{facts.init_sha256[:16]}…`)
 - On {facts.machine.cpu}, {facts.machine.cores} cores, {facts.machine.system}; {versions}
 
 | setting | value |

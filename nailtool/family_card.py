@@ -71,25 +71,36 @@ def _render_choices(files: list[Path]) -> str:
 
 RENDERED = "rendered"
 EVIDENCE = (
-    Evidence("Stages", "nailtool retrain", _render_stages, (f"{RESULT}.json",)),
+    Evidence("Stages", "nailtool retrain --photos PHOTOS --out FOLDER", _render_stages, (f"{RESULT}.json",)),
     Evidence(
         "Cross-validation",
-        "nailtool retrain --folds 5",
+        "nailtool retrain --photos PHOTOS --out FOLDER --folds 5",
         _render_folds,
         (f"{POOLED}.json", f"{POOLED}/*.json"),
     ),
     Evidence(
         "Rendered hands",
-        f"nailtool evaluate --weights FILE --out FOLDER/{RENDERED}",
+        f"nailtool evaluate --weights FILE --variants NAME --out FOLDER/{RENDERED}",
         _render_rendered,
         (f"{RENDERED}/*.json",),
     ),
-    Evidence("Loss and network", "nailtool ablate", _render_ablation, ("ablation/ablation.json",)),
     Evidence(
-        "The decoder", "python -m benchmark.decoder_ablation", _render_choices, ("decoder/choices.json",)
+        "Loss and network",
+        "nailtool ablate --data PHOTOS --out FOLDER/ablation",
+        _render_ablation,
+        ("ablation/ablation.json",),
     ),
     Evidence(
-        "The encoder", "python -m benchmark.encoder_comparison", _render_choices, ("encoders/choices.json",)
+        "The decoder",
+        "python -m benchmark.decoder_ablation --data PHOTOS --out FOLDER/decoder",
+        _render_choices,
+        ("decoder/choices.json",),
+    ),
+    Evidence(
+        "The encoder",
+        "python -m benchmark.encoder_comparison --data PHOTOS --out FOLDER/encoders",
+        _render_choices,
+        ("encoders/choices.json",),
     ),
 )
 

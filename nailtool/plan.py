@@ -14,6 +14,8 @@ from nailcore.errors import NailtoolError, UnknownNameError, tell_problems
 Settings = dict[str, Any]  # fields of nailcore.train.TrainConfig, checked by it
 # What the plan itself decides: neither may be set behind its back.
 OWN_SETTINGS = ("steps", "phases", "long_side_px")
+# What may differ from one machine to the next, and is given on the command line.
+MACHINE_SETTINGS = ("threads", "workers", "precision", "checkpoint_every")
 SMOKE: Settings = {"batch": 2, "crop_px": 64, "warmup_steps": 1}
 
 
@@ -126,6 +128,10 @@ def _check_settings(settings: Settings) -> None:
     own = sorted(set(settings) & set(OWN_SETTINGS))
     if own:
         raise ValueError(f"settings must not hold {', '.join(own)}: the plan says it elsewhere")
+    machine = sorted(set(settings) & set(MACHINE_SETTINGS))
+    if machine:
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key in machine)
+        raise ValueError(f"settings must not hold {', '.join(machine)}: the command takes {flags}")
 
 
 def load_plan(name: str) -> TrainingPlan:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nailcore.errors import ArtifactError, NailtoolError
+from nailcore.errors import ArtifactError, DataError, NailtoolError
 from nailcore.facts import AccuracyResult, WeightsFacts, read_fact, write_fact
 from nailtool.plan import Mix, TrainingPlan
 from nailtool.retraining_facts import RetrainingResult, StageFacts, StageFigures, render_markdown
@@ -28,6 +28,9 @@ from nailtool.training import (
     open_sources,
     train_depth,
 )
+
+if TYPE_CHECKING:
+    from nailcore.data.folder import Dataset
 
 HANDS, DELIVERED, RECORD = "hands", "weights", "training.json"
 RESULT, POOLED = "retraining", "cross-validation"
@@ -47,6 +50,7 @@ class RetrainOrder:
     jobs: int = 1
     max_minutes: float = 0.0
     blender_python: Path | None = None
+    machine_labels: float | None = None  # as TrainOrder has it
     free: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -102,6 +106,7 @@ def _make_training(  # noqa: PLR0917 - named at its one call
             input_px=px,
             fold=f"{fold}/{order.folds}" if fold and mix.photos > 0 else "",
             measure_rendered=not fold or mix.photos == 0,
+            machine_labels=order.machine_labels,
         ),
         last=False,
         after=None if before is None else before.order.out,
@@ -155,18 +160,32 @@ def _check_all(order: RetrainOrder, trainings: Sequence[Training]) -> None:
     """Say what is wrong before hours of work, not after."""
     from nailcore.data.folder import open_dataset
     from nailcore.data.folds import Fold, select_fold
+    from nailcore.train import start_training
 
     for training in trainings:
         make_config(training.order)
         choose_variants(training.order)
-    find_init(order.init)
+    first = trainings[0].order
+    start_training(choose_variants(first)[0], make_config(first), find_init(order.init))
     photos = open_dataset(order.photos)
     if photos.card.synthetic:
         raise NailtoolError(f"{order.photos}: holds rendered images, but --photos names photographs.")
-    if order.folds:
-        select_fold(photos, Fold(1, order.folds))
+    _check_parts(select_fold(photos, Fold(1, order.folds)) if order.folds else photos)
     if order.hands is not None:
-        open_dataset(order.hands)
+        hands = open_dataset(order.hands)
+        if not hands.card.synthetic:
+            raise NailtoolError(f"{order.hands}: holds photographs, but --hands names rendered images.")
+        _check_parts(hands)
+
+
+def _check_parts(dataset: Dataset) -> None:
+    for which in ("train", "test"):
+        if not dataset.part(which):
+            raise DataError(
+                f"{dataset.root}: the {which} part of its split is empty; every stage learns from one part "
+                "and is measured on the other.",
+                hint="`nailtool data split --force` writes another split (see docs/data.md).",
+            )
 
 
 def _render_hands(order: RetrainOrder, terminal: Terminal) -> None:

@@ -76,9 +76,10 @@ def render_pooled(result: RetrainingResult) -> str:
 
 def render_stages(result: RetrainingResult) -> str:
     """Every training of the plan with what its weights reach."""
-    lines = [*_describe(result), f"| stage | steps | SHA-256 | variant {HEAD}", "|---" * 11 + "|"]
+    lines = [*_describe(result), f"| stage | steps | from | SHA-256 | variant {HEAD}", "|---" * 12 + "|"]
     for stage in result.stages:
-        facts = f"| {stage.folder} | {stage.steps} | `{stage.sha256[:12]}…` "
+        before = f"`{stage.init_sha256[:12]}…`" if stage.init_sha256 else stage.init
+        facts = f"| {stage.folder} | {stage.steps} | {before} | `{stage.sha256[:12]}…` "
         lines += [f"{facts}| {figures.variant} | {_row(figures)}" for figures in stage.figures]
     return "\n".join(lines) + "\n"
 

@@ -178,7 +178,7 @@ def check_extra() -> None:
     except ImportError as error:
         raise MissingToolError(
             "Training needs lightning-fabric, which is not installed.",
-            hint='Install the extra: pip install "nailtool[train]".',
+            hint='Install the extra: pip install -e ".[train]" in the source folder.',
         ) from error
 
 

@@ -67,7 +67,7 @@ class TrainingBoard:
             except ImportError as error:
                 raise MissingToolError(
                     "--tensorboard needs the package tensorboard, which is not installed.",
-                    hint='Install the extra: pip install "nailtool[train]".',
+                    hint='Install the extra: pip install -e ".[train]" in the source folder.',
                 ) from error
             self.writer = SummaryWriter(str(out / "tensorboard"))
 

@@ -31,7 +31,7 @@ def apply_plan_kornia(photo: LabelledPhoto, plan: CropPlan, crop_px: int, device
     except ImportError as error:
         raise MissingToolError(
             "Augmentation by kornia needs kornia, which is not installed.",
-            hint='Install the extra: pip install "nailtool[train]".',
+            hint='Install the extra: pip install -e ".[train]" in the source folder.',
         ) from error
     image = torch.from_numpy(photo.image).to(device).permute(2, 0, 1)[None].float()
     if plan.shrink < 0.7:  # bilinear sampling would alias: blur to the new pixel size first

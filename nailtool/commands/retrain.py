@@ -22,7 +22,11 @@ FOLDS_HELP = "Cross-validate: so many folds of the photographs, pooled; stages b
 SIZES_HELP = "Only these input sizes of the plan, such as 480 or 480,288; none: no fine-tuning."
 UNTIL_HELP = "Only the plan's stages up to this one, without fine-tuning: to cross-validate in less time."
 SMOKE_HELP = "Two steps a stage on a dozen hands: to see every step work. The weights are worth nothing."
-MINUTES_HELP = "Stop with a checkpoint after so many minutes; the same command goes on. 0: no limit."
+MINUTES_HELP = (
+    "Stop between training steps, with a checkpoint, after so many minutes; the same command goes on. "
+    "Rendering and measuring are finished first. 0: no limit."
+)
+MACHINE_HELP = "Learn also from machine-made fingers and directions of this confidence; measured never."
 BLENDER_HELP = "The Python that has bpy, for a plan with photoreal hands (docs/data.md)."
 
 
@@ -39,6 +43,9 @@ def retrain(
     until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help=UNTIL_HELP)] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help=SMOKE_HELP)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trainings, do nothing.")] = False,
+    machine_labels: Annotated[
+        float | None, typer.Option("--machine-labels", min=0, max=1, metavar="CONFIDENCE", help=MACHINE_HELP)
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, max=64, help="Processes that render.")] = 1,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as torch likes.")] = 0,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that make crops.")] = 0,
@@ -87,6 +94,7 @@ def retrain(
         jobs=jobs,
         max_minutes=max_minutes,
         blender_python=blender_python,
+        machine_labels=machine_labels,
         free=(
             ("threads", threads),
             ("workers", workers),

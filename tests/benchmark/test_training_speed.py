@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -34,6 +35,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     split = {"dataset": "x", "note": "", "groups": {"a": ["a"], "b": ["b"]}, "held_out": ["b"]}
     (root / "split.json").write_text(json.dumps(split))
     return open_dataset(root)
+
+
+def test_what_is_frozen_is_told(dataset: Dataset, tmp_path: Path) -> None:
+    from nailcore.nets.cascade import build_cascade
+    from nailcore.nets.weights import save_weights
+
+    init = tmp_path / "tiny.safetensors"
+    save_weights(build_cascade(TINY), init, {})
+    frozen = measure_speed(TINY, [dataset], CONFIG, rounds=1, steps=1, init=init)
+    assert frozen.frozen_stages == CONFIG.frozen_stages
+    assert "3 encoder stages frozen" in render_markdown(frozen)
+    assert measure_speed(TINY, [dataset], CONFIG, rounds=1, steps=1).frozen_stages == 0
 
 
 def spin(seconds: float) -> None:

@@ -116,7 +116,9 @@ def test_stages_follow_each_other_to_the_delivered_weights(done: Path) -> None:
         f"{stem}{suffix}" for stem in ("nail43", "nail43-288") for suffix in (".safetensors", ".json", ".md")
     }
     table = (done / "retraining.md").read_text("utf-8")
-    assert f"| 2-mixed | 2 | `{mixed.sha256[:12]}…` | nail43-480 | 1 photographs |" in table
+    assert f"| 1-rendered | 2 | random | `{first.sha256[:12]}…` |" in table
+    row = f"| 2-mixed | 2 | `{first.sha256[:12]}…` | `{mixed.sha256[:12]}…` | nail43-480 | 1 photographs |"
+    assert row in table
     assert {f.images.synthetic for f in mixed.figures} == {True, False}
     mixed_facts = read_fact(done / "2-mixed" / "nail43.json", WeightsFacts)
     assert mixed_facts.config["lr_decoder"] == 1e-3 and mixed_facts.config["batch"] == 2
@@ -174,12 +176,15 @@ def test_the_card_tells_what_was_measured_and_what_was_not(done: Path, tmp_path:
     text = (out / "README.md").read_text("utf-8")
     mixed = read_fact(done / "retraining.json", RetrainingResult).stages[1]
     assert (
-        f"| 2-mixed | 2 | `{mixed.sha256[:12]}…` |" in text
+        f"| `{mixed.sha256[:12]}…` | nail43-480 |" in text
         and "2 folds of these stages: 1-rendered (2 steps), 2-mixed (2 steps)." in text
     )
     assert "nail43-480 by kind of image, 2 images of" in text and "| nail size |" in text
     missing = text[text.index("## Not measured here") :]
-    assert "`nailtool ablate`" in missing and "Cross-validation" not in missing
+    assert (
+        "`nailtool ablate --data PHOTOS --out FOLDER/ablation`" in missing
+        and "Cross-validation" not in missing
+    )
     kept = {path.relative_to(out).as_posix() for path in out.rglob("*.json")}
     assert {"retraining.json", "cross-validation.json", "cross-validation/2-mixed.nail43-288.json"} <= kept
     assert render_family(out, "tiny") == text
@@ -225,6 +230,7 @@ def test_shipped_plans_hold_possible_settings_and_known_sizes(name: str) -> None
     [
         (("depth = 43", "depth = 44"), r"depth: .*43 or 55.*found 44"),
         (("batch = 2", "steps = 9"), r"settings must not hold steps"),
+        (("batch = 2", "checkpoint_every = 9"), r"must not hold checkpoint_every.*takes --checkpoint-every"),
         (("hands = 0.5", "hand = 0.5"), r"stages\.1\.hands: Field required"),
         (("hands = 1.0", "hands = 0.0"), r"hands and photos are both 0"),
         (('name = "mixed"', 'name = "rendered"'), r"two stages have one name"),
@@ -249,6 +255,32 @@ def test_a_wrong_plan_is_refused_by_its_key_before_any_work(
     assert run("--plan", str(plan), "--photos", str(photos), "--out", str(out)) == NailtoolError.exit_code
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
     assert not out.exists()
+
+
+def test_data_and_weights_that_would_fail_hours_later_are_refused_before_any_work(
+    photos: Path, hands: Path, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    out = tmp_path / "out"
+
+    def refuse(*arguments: str) -> str:
+        assert run("--plan", str(plan), "--out", str(out), *arguments)
+        assert not out.exists()
+        return " ".join(capsys.readouterr().err.split())
+
+    unsplit = tmp_path / "unsplit"
+    shutil.copytree(photos, unsplit)
+    (unsplit / "split.json").unlink()
+    assert "no written split" in refuse("--photos", str(unsplit), "--hands", str(hands))
+    split = {"dataset": "x", "note": "", "groups": {"t": ["a"], "v": ["b"]}, "held_out": ["v"]}
+    (unsplit / "split.json").write_text(json.dumps({**split, "validation": ["v"]}))
+    assert "the test part of its split is empty" in refuse("--photos", str(unsplit), "--hands", str(hands))
+    assert "holds photographs, but --hands" in refuse("--photos", str(photos), "--hands", str(photos))
+    assert "holds rendered images, but --photos" in refuse("--photos", str(hands))
+    deeper = model_zoo.find_variant("nail55-480").weights
+    told = refuse("--photos", str(photos), "--hands", str(hands), "--init", deeper)
+    assert "another network" in told or "layers" in told
 
 
 def test_unknown_plans_sizes_and_a_dry_run(
