@@ -13,6 +13,7 @@ from nailcore.errors import ArtifactError
 from nailcore.storage import hash_path, size_bytes, write_text
 
 MANIFEST_SUFFIX = ".manifest.json"
+WEIGHTS_SUFFIX = ".safetensors"  # of trained weights, from which the first artefact of a chain is made
 
 
 class MadeBy(BaseModel):
@@ -148,16 +149,21 @@ class BrokenParent:
     found: str | None  # SHA-256 of the parent's namesake as it is now; None: no such file
 
 
+def _is_artifact(child: Artifact, parent: str) -> bool:
+    return parent.startswith(f"{child.variant}.") and not parent.endswith(WEIGHTS_SUFFIX)
+
+
 def trace_weights(
     artifact: Artifact, find_parent: Callable[[Artifact, str], Artifact | None]
 ) -> str | BrokenParent:
     """SHA-256 of the weights an artefact descends from, through the artefacts it was converted from.
 
-    A parent is an artefact when it carries an artefact's name (``<variant>.…``), else the weights file.
+    A parent is an artefact when it carries an artefact's name (``<variant>.…``), else the weights file,
+    which may be called like the variant (``nail55-480.safetensors``).
     ``find_parent`` gets a child and its parent's file name, and gives that file's manifest as it is now.
     """
     seen = set()
-    while artifact.made_by.parent.startswith(f"{artifact.variant}."):
+    while _is_artifact(artifact, artifact.made_by.parent):
         seen.add(artifact.file)
         parent = find_parent(artifact, artifact.made_by.parent)
         if parent is None or parent.sha256 != artifact.made_by.parent_sha256 or parent.file in seen:

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from nailcore.artifact import (
     Artifact,
+    BrokenParent,
     MadeBy,
     describe_artifact,
     manifest_path,
     open_artifact,
+    trace_weights,
     write_manifest,
 )
 from nailcore.errors import ArtifactError, MissingToolError, NailtoolError, UnknownNameError
@@ -58,6 +60,19 @@ def test_every_flipped_bit_of_a_shard_is_seen(tmp_path: Path, position: int, bit
     (folder / "shard.bin").write_bytes(data)
     with pytest.raises(ArtifactError, match="bytes changed since it was built"):
         open_artifact(manifest)
+
+
+def test_descent_ends_at_the_weights_whatever_they_are_called(tmp_path: Path) -> None:
+    child = make_artifact(make_folder(tmp_path))
+    onnx, weights = "nail43-288.fp32.onnx", "1" * 64
+    for name in ("nail43.safetensors", "nail43-288.safetensors"):
+        first = MADE_BY.model_copy(update={"parent": name, "parent_sha256": weights})
+        parent = child.model_copy(update={"file": onnx, "sha256": "2" * 64, "made_by": first})
+        then = MADE_BY.model_copy(update={"parent": onnx, "parent_sha256": "2" * 64})
+        made = child.model_copy(update={"made_by": then})
+        beside = {onnx: parent}
+        assert trace_weights(made, lambda _, wanted, known=beside: known.get(wanted)) == weights
+        assert trace_weights(made, lambda *_: None) == BrokenParent(made, None)
 
 
 def test_extra_renamed_and_missing_files_are_seen(tmp_path: Path) -> None:
