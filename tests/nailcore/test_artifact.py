@@ -62,17 +62,16 @@ def test_every_flipped_bit_of_a_shard_is_seen(tmp_path: Path, position: int, bit
         open_artifact(manifest)
 
 
-def test_descent_ends_at_the_weights_whatever_they_are_called(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["nail43.safetensors", "nail43-288.safetensors"])
+def test_descent_ends_at_the_weights_whatever_they_are_called(weights: str, tmp_path: Path) -> None:
     child = make_artifact(make_folder(tmp_path))
-    onnx, weights = "nail43-288.fp32.onnx", "1" * 64
-    for name in ("nail43.safetensors", "nail43-288.safetensors"):
-        first = MADE_BY.model_copy(update={"parent": name, "parent_sha256": weights})
-        parent = child.model_copy(update={"file": onnx, "sha256": "2" * 64, "made_by": first})
-        then = MADE_BY.model_copy(update={"parent": onnx, "parent_sha256": "2" * 64})
-        made = child.model_copy(update={"made_by": then})
-        beside = {onnx: parent}
-        assert trace_weights(made, lambda _, wanted, known=beside: known.get(wanted)) == weights
-        assert trace_weights(made, lambda *_: None) == BrokenParent(made, None)
+    onnx, digest = "nail43-288.fp32.onnx", "1" * 64
+    first = MADE_BY.model_copy(update={"parent": weights, "parent_sha256": digest})
+    parent = child.model_copy(update={"file": onnx, "sha256": "2" * 64, "made_by": first})
+    then = MADE_BY.model_copy(update={"parent": onnx, "parent_sha256": "2" * 64})
+    made = child.model_copy(update={"made_by": then})
+    assert trace_weights(made, lambda _, name: {onnx: parent}.get(name)) == digest
+    assert trace_weights(made, lambda *_: None) == BrokenParent(made, None)
 
 
 def test_extra_renamed_and_missing_files_are_seen(tmp_path: Path) -> None:
