@@ -78,6 +78,22 @@ def test_the_accuracy_table_is_that_of_the_shipped_facts() -> None:
     assert printed == render_accuracy(*facts)
 
 
+@pytest.mark.slow
+def test_encoder_weights_made_as_the_docs_say_are_read(tmp_path: Path) -> None:
+    """The script but for the download: random values under the same names."""
+    from nailcore.nets.cascade import build_cascade
+    from nailcore.nets.weights import init_encoders
+
+    page = (ROOT / "docs" / "training.md").read_text("utf-8")
+    script = page.partition("## Encoder weights")[2].partition("```python\n")[2].partition("```")[0]
+    assert 'weights="imagenet"' in script
+    script = script.replace('weights="imagenet"', "weights=None")
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded = init_encoders(build_cascade(load_variants()["nail55-480"]), tmp_path / "mobilenet_v2.npz")
+    assert loaded > 60
+
+
 def test_every_relative_link_leads_somewhere() -> None:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     broken = [

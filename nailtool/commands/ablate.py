@@ -48,7 +48,7 @@ def ablate(
 
     Interrupted, the same command goes on. Writes OUT/ablation.json and OUT/ablation.md.
 
-    Example: nailtool ablate --data photos --init mobilenet.npz --steps 1000 --seeds 2
+    Example: nailtool ablate --data photos --init mobilenet_v2.npz --steps 1000 --seeds 2
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     from nailtool.ablation import AblationRequest, run_request

@@ -65,9 +65,9 @@ def retrain(
     Interrupted, the same command goes on. Writes weights, facts and cards to OUT/weights, and a table of
     all stages to OUT/retraining.md; with --folds the pooled table to OUT/cross-validation.md.
 
-    Example: nailtool retrain --plan nail55 --photos photos --init mobilenet.npz --out runs/nail55
+    Example: nailtool retrain --plan nail55 --photos photos --init mobilenet_v2.npz --out runs/nail55
 
-    Cross-validation: nailtool retrain --plan nail55 --photos photos --init mobilenet.npz --folds 5
+    Cross-validation: nailtool retrain --plan nail55 --photos photos --init mobilenet_v2.npz --folds 5
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     from nailcore.errors import NailtoolError

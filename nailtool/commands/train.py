@@ -91,7 +91,7 @@ def train(
 ) -> None:
     """Train one depth on photographs and rendered hands; interrupted, the same command resumes.
 
-    Example: nailtool train --data photos --init mobilenet.npz --depth 43 --out runs/nail43
+    Example: nailtool train --data photos --init mobilenet_v2.npz --depth 43 --out runs/nail43
 
     Mixed: nailtool train --data hands --data photos --phase 4000:1,0 --phase 4000:0.4,0.6 --init nail55
     """
