@@ -31,6 +31,7 @@ class Division:
 
     split: SplitFile
     copies: tuple[tuple[str, str, int], ...]  # two stems and the bits in which their hashes differ
+    nameless: int = 0  # photographs that name no person: each counts as one of its own
 
 
 def parse_proportions(text: str) -> tuple[int, int, int]:
@@ -112,7 +113,7 @@ def divide(
         held_out=held_out,
         validation=tuple(g for g in held_out if parts[g] == "validation"),
     )
-    return Division(split, tuple(copies))
+    return Division(split, tuple(copies), nameless=len(subjects) - known)
 
 
 def name_groups(

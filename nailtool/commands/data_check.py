@@ -130,12 +130,18 @@ def split(
     )
     for a, b, bits in division.copies:
         terminal.show(f"Kept together as near-copies ({bits} of 64 bits differ): {a}, {b}")
+    if division.nameless:
+        terminal.show(
+            f"{division.nameless} of {total} photographs name no person and count as one of their own each: "
+            "where people occur twice, name them, or one of them lands on both sides (docs/data.md)."
+        )
     terminal.emit(
         {
             "file": str(folder / "split.json"),
             "images": {part: images[part] for part in PARTS},
             "groups": {part: groups[part] for part in PARTS},
             "seed": seed,
+            "nameless": division.nameless,
             "copies": [{"images": [a, b], "bits": bits} for a, b, bits in division.copies],
         }
     )

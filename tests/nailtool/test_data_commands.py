@@ -57,6 +57,7 @@ def test_from_masks_to_a_split_and_a_sheet(source: Path, tmp_path: Path) -> None
     assert "no split" in call("check", "data") and "nothing wrong" in call("check", "data")
     split = ask("split", "data", "--parts", "2/1/1")
     assert split["images"] == {"train": 2, "validation": 1, "test": 1} == split["groups"]
+    assert split["nameless"] == 0
     assert "exists already" in call("split", "data", code=2)
     again = ask("split", "data", "--parts", "2/1/1", "--force")
     assert again == split
@@ -69,6 +70,13 @@ def test_from_masks_to_a_split_and_a_sheet(source: Path, tmp_path: Path) -> None
     assert cv2.imread("all.png") is not None
     assert open_dataset(tmp_path / "data").card.licence == "CC0-1.0"
     assert "Did you mean" in call("show", "data", "--part", "validatoin", code=2)
+
+
+def test_photographs_without_a_person_are_told_when_they_are_split(source: Path) -> None:
+    call("import", source, "--out", "data", "--quiet")
+    told = call("split", "data", "--parts", "2/1/1")
+    assert "4 of 4 photographs name no person" in " ".join(told.split())
+    assert ask("split", "data", "--parts", "2/1/1", "--force")["nameless"] == 4
 
 
 def test_check_says_what_is_wrong_and_what_to_do(source: Path, tmp_path: Path) -> None:
