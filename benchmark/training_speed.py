@@ -228,14 +228,15 @@ def main(  # noqa: PLR0917 - options of a command
     workers: Annotated[int, typer.Option(min=0, help="Processes that make crops.")] = 0,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Batches in each round.")] = 4,
-    init: Annotated[str | None, typer.Option(help="As `nailtool train --init`.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="As `nailtool train --init`; a file.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
 ) -> None:
     """Time loading alone, the step alone and both, interleaved; print one table."""
     from model_zoo import load_variants
     from nailcore.facts import write_fact
     from nailcore.nets.encoder import with_encoder
-    from nailtool.training import find_init
 
     found = [variant for variant in load_variants().values() if variant.encoder_layers == depth]
     if not found:
@@ -251,9 +252,7 @@ def main(  # noqa: PLR0917 - options of a command
         }
     )
     sources = [open_dataset(folder) for folder in data]
-    speed = measure_speed(
-        with_encoder(found[0], encoder), sources, config, rounds, steps, init=find_init(init)
-    )
+    speed = measure_speed(with_encoder(found[0], encoder), sources, config, rounds, steps, init=init)
     typer.echo(render_markdown(speed))
     if out is not None:
         write_fact(out, speed)
