@@ -147,7 +147,7 @@ def fold_pads(graph: GraphDef, outputs: tuple[str, ...]) -> GraphDef:
     view = _Graph(result := _copy(graph), outputs)
     for conv in [node for node in result.node if node.op in CONVOLUTIONS]:
         pad = view.find_sole(conv.input[0], _PADS)
-        own = _explicit_padding(conv)
+        own = _own_padding(conv, _kernel_size(view, conv))
         if pad is None or own is None or conv.attr["data_format"].s not in (b"", b"NHWC"):
             continue
         widths = view.constant(pad.input[1])
@@ -278,30 +278,34 @@ def _channels(view: _Graph, conv: NodeDef) -> int:
     return int(kernel.shape[3] * (kernel.shape[2] if conv.op == "DepthwiseConv2dNative" else 1))
 
 
-def _explicit_padding(conv: NodeDef) -> Padding | None:
-    """What a convolution pads by itself; None for SAME, whose amount depends on the image size."""
+def _own_padding(conv: NodeDef, kernel: tuple[int, int] | None) -> Padding | None:
+    """What a convolution pads by itself; None for SAME whose amount depends on the image size."""
     if conv.attr["padding"].s == b"VALID":
         return Padding(0, 0, 0, 0)
     if conv.attr["padding"].s == b"EXPLICIT":
         return Padding(*conv.attr["explicit_paddings"].list.i[2:6])
-    return None
+    return _same_padding(conv, kernel)
+
+
+def _same_padding(conv: NodeDef, kernel: tuple[int, int] | None) -> Padding | None:
+    """What SAME pads whatever the image size: known at stride 1 alone."""
+    if kernel is None or any(stride != 1 for stride in conv.attr["strides"].list.i[1:3]):
+        return None
+    # d·(k-1) in all, the odd one at the end.
+    dilations = conv.attr["dilations"].list.i[1:3] or [1, 1]
+    rows, columns = (d * (k - 1) for d, k in zip(dilations, kernel, strict=True))
+    return Padding(rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
 
 
 def _set_padding(conv: NodeDef, padding: Padding, kernel: tuple[int, int] | None) -> None:
     """Write VALID or SAME where they mean exactly ``padding``, EXPLICIT otherwise."""
-    strides = conv.attr["strides"].list.i[1:3]
-    dilations = conv.attr["dilations"].list.i[1:3] or [1, 1]
     conv.attr["explicit_paddings"].list.Clear()
     if padding == Padding(0, 0, 0, 0):
         conv.attr["padding"].s = b"VALID"
         return
-    if kernel is not None and all(stride == 1 for stride in strides):
-        # At stride 1, SAME pads d·(k-1) in all, the odd one at the end, whatever the image size.
-        rows, columns = (d * (k - 1) for d, k in zip(dilations, kernel, strict=True))
-        same = Padding(rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
-        if padding == same:
-            conv.attr["padding"].s = b"SAME"
-            return
+    if padding == _same_padding(conv, kernel):
+        conv.attr["padding"].s = b"SAME"
+        return
     conv.attr["padding"].s = b"EXPLICIT"
     sides = [0, 0, padding.top, padding.bottom, padding.left, padding.right, 0, 0]
     _set_ints(conv, "explicit_paddings", sides)

@@ -12,6 +12,7 @@ import numpy as np
 from benchmark.comparison import Suspect
 from benchmark.heatmaps import write_heatmaps
 from benchmark.report import collect_facts, render_report, write_report
+from model_zoo import find_variant
 from nailcore.artifact import Artifact, read_manifest
 from nailcore.facts import (
     ArtifactRef,
@@ -124,7 +125,7 @@ def add_coreml(root: Path, variant: str, images: ImageSet) -> None:
 def add_stages(root: Path, variant: str, images: ImageSet) -> None:
     """A conversion step by step, a divergence, and the stages around the network."""
     artifact = find_artifact(root, variant, "tfjs", "fp16")
-    weights = sha("nail55" if "55" in variant else "nail43")
+    weights = sha(find_variant(variant).weights)
     steps = ("torch", "torch, folded", "ONNX", "ONNX, simplified", "SavedModel", "TF.js, fp16")
     pairs = [
         StagePair(

@@ -95,6 +95,17 @@ def _run_folded(graph: Any, image: F32, kernel: F32, depthwise: bool) -> F32:
     return np.asarray(y.numpy().transpose(0, 2, 3, 1), np.float32)
 
 
+def test_padding_before_a_convolution_that_pads_alike_is_absorbed() -> None:
+    """The first fold makes SAME of the split's own padding; the Pad before it must not stay behind."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(1, 8, 8, 3)).astype(np.float32)
+    kernel = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
+    graph, expected = _split_graph(image, kernel, d=2, pads=[1, 1, 1, 1], crops=[0, 0, 0, 0], depthwise=False)
+    folded = fold_pads(fold_dilations(graph, ("out",)), ("out",))
+    assert "Pad" not in count_ops(folded)
+    np.testing.assert_allclose(_run_folded(folded, image, kernel, False), expected, atol=2e-5)
+
+
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_folding_is_exact_for_any_padding(data: st.DataObject) -> None:
