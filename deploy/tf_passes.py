@@ -147,8 +147,11 @@ def fold_pads(graph: GraphDef, outputs: tuple[str, ...]) -> GraphDef:
     view = _Graph(result := _copy(graph), outputs)
     for conv in [node for node in result.node if node.op in CONVOLUTIONS]:
         pad = view.find_sole(conv.input[0], _PADS)
-        own = _own_padding(conv, _kernel_size(view, conv))
-        if pad is None or own is None or conv.attr["data_format"].s not in (b"", b"NHWC"):
+        if pad is None or conv.attr["data_format"].s not in (b"", b"NHWC"):
+            continue
+        kernel = _kernel_size(view, conv)
+        own = _own_padding(conv, kernel)
+        if own is None:
             continue
         widths = view.constant(pad.input[1])
         value = view.constant(pad.input[2]) if pad.op == "PadV2" else np.zeros(())
@@ -156,7 +159,7 @@ def fold_pads(graph: GraphDef, outputs: tuple[str, ...]) -> GraphDef:
             continue
         if widths[[0, 3]].any() or (widths < 0).any():  # batch or channels
             continue
-        _set_padding(conv, own + Padding(*(int(v) for v in widths[1:3].ravel())), _kernel_size(view, conv))
+        _set_padding(conv, own + Padding(*(int(v) for v in widths[1:3].ravel())), kernel)
         conv.input[0] = pad.input[0]
     return _pruned(result, outputs)
 

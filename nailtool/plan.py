@@ -14,8 +14,6 @@ from nailcore.errors import NailtoolError, UnknownNameError, tell_problems
 Settings = dict[str, Any]  # fields of nailcore.train.TrainConfig, checked by it
 # What the plan itself decides: neither may be set behind its back.
 OWN_SETTINGS = ("steps", "phases", "long_side_px")
-# What may differ from one machine to the next, and is given on the command line.
-MACHINE_SETTINGS = ("threads", "workers", "precision", "checkpoint_every")
 SMOKE: Settings = {"batch": 2, "crop_px": 64, "warmup_steps": 1}
 
 
@@ -128,7 +126,9 @@ def _check_settings(settings: Settings) -> None:
     own = sorted(set(settings) & set(OWN_SETTINGS))
     if own:
         raise ValueError(f"settings must not hold {', '.join(own)}: the plan says it elsewhere")
-    machine = sorted(set(settings) & set(MACHINE_SETTINGS))
+    from nailcore.train import FREE_SETTINGS
+
+    machine = sorted(FREE_SETTINGS & set(settings))
     if machine:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in machine)
         raise ValueError(f"settings must not hold {', '.join(machine)}: the command takes {flags}")

@@ -39,6 +39,16 @@ RecipesOption = Annotated[
 ]
 JobsOption = Annotated[int, typer.Option("--jobs", min=1, max=64, help="Worker processes at once.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Run again although nothing changed.")]
+MachineLabelsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--machine-labels",
+        min=0,
+        max=1,
+        metavar="CONFIDENCE",
+        help="Learn also from machine-made fingers and directions of this confidence; measured never.",
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")]
 

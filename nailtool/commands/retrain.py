@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nailtool.boundary import guarded
-from nailtool.commands.options import JsonOption, QuietOption
+from nailtool.commands.options import JsonOption, MachineLabelsOption, QuietOption
 from nailtool.terminal import Terminal, format_interval
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ MINUTES_HELP = (
     "Stop between training steps, with a checkpoint, after so many minutes; the same command goes on. "
     "Rendering and measuring are finished first. 0: no limit."
 )
-MACHINE_HELP = "Learn also from machine-made fingers and directions of this confidence; measured never."
 BLENDER_HELP = "The Python that has bpy, for a plan with photoreal hands (docs/data.md)."
 
 
@@ -43,9 +42,7 @@ def retrain(
     until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help=UNTIL_HELP)] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help=SMOKE_HELP)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trainings, do nothing.")] = False,
-    machine_labels: Annotated[
-        float | None, typer.Option("--machine-labels", min=0, max=1, metavar="CONFIDENCE", help=MACHINE_HELP)
-    ] = None,
+    machine_labels: MachineLabelsOption = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, max=64, help="Processes that render.")] = 1,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: as torch likes.")] = 0,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that make crops.")] = 0,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nailtool.boundary import guarded
-from nailtool.commands.options import JsonOption, QuietOption
+from nailtool.commands.options import JsonOption, MachineLabelsOption, QuietOption
 from nailtool.terminal import Terminal, format_interval
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ SHIP_HELP = "Put the result into model_zoo/weights if it beats what lies there (
 INPUT_HELP = "Fine-tune for one input size; writes nail55-288 and the like. 0: for all sizes of the depth."
 FOLD_HELP = "k/n, such as 1/5: hold out one of n folds of the photographs; groups stay whole."
 MINUTES_HELP = "Stop with a checkpoint after so many minutes; the same command goes on. 0: no limit."
-MACHINE_HELP = "Learn also from machine-made fingers and directions of this confidence; measured never."
 FROZEN_HELP = "Encoder stages kept as initialised, with --init."
 
 
@@ -49,9 +48,7 @@ def train(
     crop: Annotated[int, typer.Option("--crop", help="Crop side in px, a multiple of 32.")] = 320,
     input_px: Annotated[int, typer.Option("--input-px", help=INPUT_HELP)] = 0,
     fold: Annotated[str, typer.Option("--fold", metavar="K/N", help=FOLD_HELP)] = "",
-    machine_labels: Annotated[
-        float | None, typer.Option("--machine-labels", min=0, max=1, metavar="CONFIDENCE", help=MACHINE_HELP)
-    ] = None,
+    machine_labels: MachineLabelsOption = None,
     mask_loss: Annotated[str, typer.Option("--mask-loss", help="lmp, weighted (20 ×) or plain.")] = "lmp",
     direction_loss: Annotated[str, typer.Option("--direction-loss", help="l2, l1 or huber.")] = "l2",
     finger_weight: Annotated[

@@ -46,7 +46,7 @@ FP32_PACKAGES = {
     "rewire_residual": ("low.stage3.1.add", "wrong input"),
 }
 FP16_PACKAGES = {
-    "flip_low_bit": ("fusion8.project_f1", "damaged weight"),  # four units in the last place of one weight
+    "flip_lowest_bit": ("fusion8.project_f1", "damaged weight"),  # one unit in the last place of one weight
     "wrong_mean": ("normalize", "normalization"),
     "overflow": ("low.stage4.1.layers.0", "fp16 overflow"),
     "drop_relu": ("fusion16.relu", "missing activation"),

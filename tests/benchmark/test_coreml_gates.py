@@ -96,7 +96,6 @@ SHIPPED_DEFECTS = {
     "flip_exponent_bit": ("weight 'network_fusion8_project_f1_weight", False),
     "flip_sign_bit": ("weight 'network_fusion8_project_f1_weight", None),
     "flip_lowest_bit": ("weight 'network_fusion8_project_f1_weight", False),
-    "flip_low_bit": ("weight 'network_fusion8_project_f1_weight", False),
     "drop_bias": ("has no bias", True),
     "transpose_kernel": ("weight 'network_fusion8_project_f1_weight", True),
     "transpose_channels": ("weight 'network_fusion8_project_f1_weight", True),
@@ -156,8 +155,7 @@ def test_a_defect_of_the_conversion_is_caught_by_semantics(
     broken.PLANTS[name](path, copy)
     gates = check(artifact, copy)
     assert "semantics" in failed(gates)
-    largest = max(v for k, v in gates["semantics"].figures.items() if k.startswith("max_abs"))
-    assert largest > 5e-4  # far beyond the limit of 1e-4
+    assert max(v for k, v in gates["semantics"].figures.items() if k.startswith("max_abs")) > 1e-3
 
 
 def test_the_lowest_bit_of_a_float32_weight_is_seen_against_torch_alone(

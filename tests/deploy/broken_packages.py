@@ -190,13 +190,13 @@ def swap_heads(package: Path, out: Path) -> str:
     return _head("fgbg")
 
 
-def _flip_bit(package: Path, out: Path, from_top: int | None, module: str = DENSE, low: int = 0) -> str:
+def _flip_bit(package: Path, out: Path, from_top: int | None, module: str = DENSE) -> str:
     edit = Editor(package, out)
 
     def flip(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         words = array.view(np.uint16 if array.itemsize == 2 else np.uint32)
         bits = 8 * array.itemsize
-        bit = low if from_top is None else bits - 1 - from_top
+        bit = 0 if from_top is None else bits - 1 - from_top
         # The largest weight: its damage is not hidden behind a pixel that never lights up.
         place = int(np.abs(array).argmax())
         words.ravel()[place] ^= words.dtype.type(1 << bit)
@@ -220,11 +220,6 @@ def flip_sign_bit(package: Path, out: Path) -> str:
 def flip_lowest_bit(package: Path, out: Path) -> str:
     """The lowest mantissa bit of one weight."""
     return _flip_bit(package, out, None)
-
-
-def flip_low_bit(package: Path, out: Path) -> str:
-    """A low mantissa bit of one weight: four times the least that a weight can be off."""
-    return _flip_bit(package, out, None, low=2)
 
 
 def drop_bias(package: Path, out: Path) -> str:
@@ -416,7 +411,6 @@ PLANTS: dict[str, Plant] = {
         flip_exponent_bit,
         flip_sign_bit,
         flip_lowest_bit,
-        flip_low_bit,
         drop_bias,
         transpose_kernel,
         transpose_channels,

@@ -21,7 +21,11 @@ from nailtool.retraining import RetrainOrder, list_trainings
 from nailtool.retraining_facts import RetrainingResult
 from nailtool.training import choose_variants, make_config
 
-PLANS = sorted(path.stem for path in (model_zoo.ROOT / "plans").glob("*.toml"))
+# name of a shipped plan -> (how many of its stages see no photograph, all of its stages)
+SHIPPED = {
+    "nail43": (1, ["1-rendered", "2-photos", "3-photos-more"]),
+    "nail55": (2, ["1-rendered", "2-longer", "3-photos", "4-photos-more", "5-photos-last"]),
+}
 PLAN = """
 name = "tiny"
 depth = 43
@@ -204,24 +208,26 @@ def test_hands_are_rendered_where_none_are_given(photos: Path, plan: Path, tmp_p
     assert len(list((tmp_path / "hands" / "images").iterdir())) == 4
 
 
-@pytest.mark.parametrize("name", PLANS)
+def test_every_shipped_plan_has_its_expectation() -> None:
+    assert set(SHIPPED) == {path.stem for path in (model_zoo.ROOT / "plans").glob("*.toml")}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_plans_hold_possible_settings_and_known_sizes(name: str) -> None:
+    once, stages = SHIPPED[name]
     plan = load_plan(name)
     assert plan.name == name
     for smoke in (False, True):
         order = RetrainOrder(plan.shrink() if smoke else plan, Path("photos"), None, Path("out"))
         trainings = list_trainings(order)
-        staged = [f"{number}-{stage.name}" for number, stage in enumerate(plan.stages, 1)]
-        assert [t.order.out.name for t in trainings][: len(staged)] == staged
+        assert [t.order.out.name for t in trainings][: len(stages)] == stages
         sized = [t.order for t in trainings if t.order.input_px]
         assert all(o.settings["crop_px"] == (64 if smoke else o.input_px) for o in sized)
         for training in trainings:
             config = make_config(training.order)
             assert (config.steps == 2) is smoke and choose_variants(training.order)
     folded = list_trainings(RetrainOrder(plan, Path("photos"), None, Path("out"), folds=5))
-    once = next(number for number, stage in enumerate(plan.stages) if stage.photos)  # the rendered ones, once
-    assert once and plan.sizes
-    assert len(folded) == once + 5 * (len(plan.stages) - once + len(plan.sizes.px))
+    assert len(folded) == once + 5 * (len(stages) - once + 3)  # the rendered stages once
     assert [t.order.fold for t in folded][: once + 1] == [""] * once + ["1/5"]
 
 
@@ -297,6 +303,11 @@ def test_unknown_plans_sizes_and_a_dry_run(
     rows = json.loads(capsys.readouterr().out)["trainings"]
     assert [row["folder"] for row in rows] == ["1-rendered", "2-mixed", "3-size-288"]
     assert [row["init"] for row in rows] == ["random", "1-rendered", "2-mixed"] and not out.exists()
+    assert run("--photos", str(photos), "--sizes", "480", "--dry-run", "--json", "--out", str(out)) == 0
+    rows = json.loads(capsys.readouterr().out)["trainings"]
+    stages = SHIPPED["nail55"][1]
+    assert [row["folder"] for row in rows] == [*stages, "6-size-480"]
+    assert [row["init"] for row in rows] == ["random", *stages] and not out.exists()
     assert run(*dry, "--until", "mixed", "--folds", "2") == 0
     rows = json.loads(capsys.readouterr().out)["trainings"]
     assert [row["folder"] for row in rows] == ["1-rendered", "fold-1-of-2/2-mixed", "fold-2-of-2/2-mixed"]
