@@ -73,6 +73,7 @@ def load_checkpoint(
             f"{path}: not a readable checkpoint: {error}",
             hint="It was left as it is. Move it away to start this training from the beginning.",
         ) from error
+    found.get("variant", {}).pop("weights", None)  # a file's name, in checkpoints of older versions
     encoders = [found.get("variant", {}).get("encoder"), identity.get("variant", {}).get("encoder")]
     if encoders[0] != encoders[1]:
         raise WeightsError(

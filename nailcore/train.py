@@ -296,7 +296,7 @@ def describe_training(
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be gone on with."""
     return {
-        "variant": variant.model_dump(mode="json"),
+        "variant": variant.model_dump(mode="json", exclude={"weights"}),  # a file's name trains nothing
         "config": _dump(config),
         "precision": choose_precision(config.precision),
         "init_sha256": hash_file(init) if init is not None else "",

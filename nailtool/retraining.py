@@ -229,6 +229,7 @@ def _describe(order: TrainOrder) -> Any:
     variant, sources = choose_variants(order)[0], open_sources(order)
     measured = [[source.describe("test").sha256 for source in sources], order.measure_rendered]
     found = describe_training(variant, sources, make_config(order), find_init(order.init), 1)
+    found["variant"]["weights"] = variant.weights  # a file under another name would not be found
     return json.loads(json.dumps({**found, "measured": measured}))
 
 

@@ -215,7 +215,7 @@ def run_finetuning(lesson: Lesson, checkpoint: Path, report: Report | None) -> t
     identity = {
         **lesson.identity,
         "settings": settings.model_dump(mode="json"),
-        "variant": lesson.variant.model_dump(mode="json"),
+        "variant": lesson.variant.model_dump(mode="json", exclude={"weights"}),
         "teacher_sha256": hash_network(lesson.teacher),
         "network_sha256": hash_network(lesson.simulation.network),
         "images_sha256": training_part(lesson.dataset).describe("train").sha256,

@@ -79,6 +79,17 @@ def test_a_killed_run_resumes_to_the_same_bytes(dataset: Dataset, tmp_path: Path
     assert {p.name for p in (tmp_path / "cut").iterdir()} == {"checkpoint.pt", "tiny.safetensors"}
 
 
+def test_weights_under_another_name_are_the_same_training(dataset: Dataset, tmp_path: Path) -> None:
+    first = run_training(TINY, [dataset], CONFIG, tmp_path, init=None)
+    renamed = TINY.model_copy(update={"weights": "renamed"})
+    seen: list[int] = []
+    again = run_training(
+        renamed, [dataset], CONFIG, tmp_path, init=None, report=lambda r: seen.append(r.step)
+    )
+    assert again.name == "renamed.safetensors" and not seen
+    assert again.read_bytes() == first.read_bytes()
+
+
 def test_damaged_and_foreign_checkpoints_are_named_and_kept(dataset: Dataset, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"steps": 1})
     run_training(TINY, [dataset], config, tmp_path, init=None)
