@@ -47,7 +47,8 @@ def _render_rendered(files: list[Path]) -> str:
     from model_zoo.card import render_measured
 
     found = [read_fact(file, AccuracyResult) for file in files]
-    return f"{render_measured(found)}\n{_render_kinds(found[0])}"
+    largest = max(found, key=lambda accuracy: int(accuracy.variant.rsplit("-", 1)[1]))  # nail55-480
+    return f"{render_measured(found)}\n{_render_kinds(largest)}"
 
 
 def _render_kinds(accuracy: AccuracyResult) -> str:
@@ -55,6 +56,12 @@ def _render_kinds(accuracy: AccuracyResult) -> str:
 
     images = f"{accuracy.images.count} images of {accuracy.images.name}"
     return f"{accuracy.variant} by kind of image, {images}:\n\n{render_slices(accuracy)}\n"
+
+
+def _render_agreement(files: list[Path]) -> str:
+    from benchmark.guess_agreement import GuessAgreement, render_markdown
+
+    return render_markdown([read_fact(file, GuessAgreement) for file in files])
 
 
 def _render_ablation(files: list[Path]) -> str:
@@ -70,11 +77,12 @@ def _render_choices(files: list[Path]) -> str:
 
 
 RENDERED = "rendered"
+RETRAIN = "nailtool retrain --plan PLAN --photos PHOTOS --init FILE --out FOLDER"
 EVIDENCE = (
-    Evidence("Stages", "nailtool retrain --photos PHOTOS --out FOLDER", _render_stages, (f"{RESULT}.json",)),
+    Evidence("Stages", RETRAIN, _render_stages, (f"{RESULT}.json",)),
     Evidence(
         "Cross-validation",
-        "nailtool retrain --photos PHOTOS --out FOLDER --folds 5",
+        f"{RETRAIN} --folds 5",
         _render_folds,
         (f"{POOLED}.json", f"{POOLED}/*.json"),
     ),
@@ -85,20 +93,27 @@ EVIDENCE = (
         (f"{RENDERED}/*.json",),
     ),
     Evidence(
+        "Photographs with guessed labels",
+        "python -m benchmark.guess_agreement --data PHOTOS --variants VARIANT,… --out FOLDER/agreement",
+        _render_agreement,
+        ("agreement/*.json",),
+    ),
+    Evidence(
         "Loss and network",
-        "nailtool ablate --data PHOTOS --out FOLDER/ablation",
+        "nailtool ablate --variant VARIANT --data PHOTOS --init FILE --out FOLDER/ablation",
         _render_ablation,
         ("ablation/ablation.json",),
     ),
     Evidence(
         "The decoder",
-        "python -m benchmark.decoder_ablation --data PHOTOS --out FOLDER/decoder",
+        "python -m benchmark.decoder_ablation --variant VARIANT --data PHOTOS --init FILE "
+        "--out FOLDER/decoder",
         _render_choices,
         ("decoder/choices.json",),
     ),
     Evidence(
         "The encoder",
-        "python -m benchmark.encoder_comparison --data PHOTOS --out FOLDER/encoders",
+        "python -m benchmark.encoder_comparison --variant VARIANT --data PHOTOS --out FOLDER/encoders",
         _render_choices,
         ("encoders/choices.json",),
     ),
@@ -118,6 +133,8 @@ def render_family(folder: Path, name: str) -> str:
             f"{folder}: holds none of {', '.join(e.patterns[0] for e in EVIDENCE)}.",
             hint="Name the --out folder of `nailtool retrain`.",
         )
+    result = folder / f"{RESULT}.json"
+    plan = str(read_fact(result, RetrainingResult).plan["name"]) if result.is_file() else "PLAN"
     lines = [
         f"# How {name} was trained and chosen",
         "",
@@ -126,12 +143,12 @@ def render_family(folder: Path, name: str) -> str:
         "",
     ]
     for evidence in there:
-        lines += [f"## {evidence.title}", "", f"By `{evidence.command}`.", ""]
+        lines += [f"## {evidence.title}", "", f"By `{evidence.command.replace('PLAN', plan)}`.", ""]
         lines += [evidence.render(evidence.find(folder)).strip(), ""]
     missing = [evidence for evidence in EVIDENCE if evidence not in there]
     if missing:
         lines += ["## Not measured here", ""]
-        lines += [f"- {evidence.title}: `{evidence.command}`" for evidence in missing] + [""]
+        lines += [f"- {e.title}: `{e.command.replace('PLAN', plan)}`" for e in missing] + [""]
     return "\n".join(lines)
 
 

@@ -186,7 +186,7 @@ def test_the_card_tells_what_was_measured_and_what_was_not(done: Path, tmp_path:
     assert "nail43-480 by kind of image, 2 images of" in text and "| nail size |" in text
     missing = text[text.index("## Not measured here") :]
     assert (
-        "`nailtool ablate --data PHOTOS --out FOLDER/ablation`" in missing
+        "`nailtool ablate --variant VARIANT --data PHOTOS --init FILE --out FOLDER/ablation`" in missing
         and "Cross-validation" not in missing
     )
     kept = {path.relative_to(out).as_posix() for path in out.rglob("*.json")}
