@@ -1,4 +1,4 @@
-"""The shipped variants: one TOML declaration each, and the trained weights they share by depth."""
+"""The shipped variants: one TOML declaration each, and the trained weights each names."""
 
 from __future__ import annotations
 

@@ -24,17 +24,35 @@ def render_accuracy(*facts: WeightsFacts) -> str:
     return "\n".join(["| variant | mIoU | nail IoU | boundary F |", "|---|---|---|---|", *rows])
 
 
-def _nail_row(accuracy: AccuracyResult) -> str:
-    def degrees(interval: Interval | None) -> str:
-        return "–" if interval is None else interval.tell(unit="°")
+def _share(interval: Interval | None) -> str:
+    return "–" if interval is None else _percent(interval)
 
-    shares = [
-        "–" if interval is None else _percent(interval)
-        for interval in (accuracy.nail_recall, accuracy.finger_accuracy, accuracy.finger_accuracy_alone)
+
+def _degrees(interval: Interval | None) -> str:
+    return "–" if interval is None else interval.tell(unit="°")
+
+
+def render_labels(*facts: WeightsFacts) -> str:
+    """Fingers and directions of weights files on the rendered images that carry these labels."""
+    lines = [
+        "| variant | rendered images | right finger | direction error, median | p90 |",
+        "|---|---|---|---|---|",
     ]
-    angles = [degrees(a) for a in (accuracy.direction_error_median_deg, accuracy.direction_error_p90_deg)]
+    for accuracy in (a for one in facts for a in one.accuracy_synthetic):
+        angles = [accuracy.direction_error_median_deg, accuracy.direction_error_p90_deg]
+        lines.append(
+            f"| {accuracy.variant} | {accuracy.images.count} | {_share(accuracy.finger_accuracy)} "
+            f"| {' | '.join(map(_degrees, angles))} |"
+        )
+    return "\n".join(lines)
+
+
+def _nail_row(accuracy: AccuracyResult) -> str:
+    shares = [accuracy.nail_recall, accuracy.finger_accuracy, accuracy.finger_accuracy_alone]
+    angles = [accuracy.direction_error_median_deg, accuracy.direction_error_p90_deg]
     kind = "rendered" if accuracy.images.synthetic else "photographs"
-    return f"| {accuracy.variant} | {accuracy.images.count} {kind} | {' | '.join((*shares, *angles))} |"
+    cells = [*map(_share, shares), *map(_degrees, angles)]
+    return f"| {accuracy.variant} | {accuracy.images.count} {kind} | {' | '.join(cells)} |"
 
 
 def render_nails(facts: WeightsFacts) -> str:
@@ -81,10 +99,9 @@ def render_slices(accuracy: AccuracyResult) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for part in accuracy.slices:
-        found = "–" if part.nail_recall is None else _percent(part.nail_recall)
         lines.append(
             f"| {part.by} | {part.name} | {part.images} | {part.nails} | {_percent(part.miou)} "
-            f"| {_percent(part.nail_iou)} | {found} |"
+            f"| {_percent(part.nail_iou)} | {_share(part.nail_recall)} |"
         )
     return "\n".join(lines)
 

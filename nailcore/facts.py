@@ -279,7 +279,7 @@ class AccuracyResult(Fact):
 class WeightsFacts(Fact):
     """What is known of a weights file; written by ``nailtool train`` beside it."""
 
-    weights: str  # stem, e.g. "nail55"
+    weights: str  # stem, e.g. "nail55-480"
     sha256: str
     size_bytes: int
     encoder: str

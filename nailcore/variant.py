@@ -45,7 +45,7 @@ class Variant(BaseModel):
     width_px: int = Field(gt=0)
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     std: tuple[float, float, float] = (127.5, 127.5, 127.5)
-    fusion_width: int = Field(default=64, gt=0)
+    fusion_width: int = Field(default=128, gt=0)
     fusion_conv: Literal["dense", "separable"] = "dense"  # the 3×3 convolution on F1
     heads_stride: Literal[4, 8] = 4  # of the map the heads see; at 8 their logits are upsampled
     output_stride: Literal[4] = 4

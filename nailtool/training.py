@@ -49,7 +49,7 @@ class TrainOrder:
 
     data: tuple[str, ...]  # FOLDER or FOLDER:SHARE
     depth: int
-    init: str | None  # a file, or the stem of shipped weights such as nail55
+    init: str | None  # a file, or the stem of shipped weights such as nail55-480
     out: Path
     settings: dict[str, Any]
     phases: tuple[str, ...] = ()  # STEPS:SHARE,SHARE
@@ -161,8 +161,9 @@ def choose_variants(order: TrainOrder) -> list[Variant]:
     from nailcore.nets.encoder import with_encoder
 
     variants = find_depth(order.depth)
-    if not order.input_px:
-        return [with_encoder(v, order.encoder) for v in variants]
+    if not order.input_px:  # one file for all sizes, whatever each of them ships with
+        shared = {"weights": f"nail{order.depth}"}
+        return [with_encoder(v.model_copy(update=shared), order.encoder) for v in variants]
     found = [v for v in variants if max(v.height_px, v.width_px) == order.input_px]
     if not found:
         sizes = {str(max(v.height_px, v.width_px)) for v in variants}
@@ -347,6 +348,18 @@ def _command(order: TrainOrder, config: TrainConfig) -> str:
 
 def _headline(accuracy: list[AccuracyResult]) -> float:
     return accuracy[0].nail_iou.value
+
+
+def check_shippable(order: TrainOrder) -> None:
+    """Raises NailtoolError when no variant uses weights of the name that a training will give its own."""
+    from model_zoo import load_variants
+
+    name, known = choose_variants(order)[0].weights, {v.weights for v in load_variants().values()}
+    if name not in known:
+        raise NailtoolError(
+            f"--ship: no variant uses weights called {name}; there are {', '.join(sorted(known))}.",
+            hint="Fine-tune for the input size of one variant, with --input-px.",
+        )
 
 
 def ship_weights(out: Path, facts: WeightsFacts) -> str:

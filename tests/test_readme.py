@@ -7,12 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from model_zoo import WEIGHTS_DIR, load_variants
-from model_zoo.card import render_accuracy
+from model_zoo.card import render_accuracy, render_labels
 from nailcore.facts import WeightsFacts, read_fact
 from tests.browser_marks import skip_without_browser
 
@@ -71,11 +72,12 @@ def test_browser_commands_succeed(folder: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
-def test_the_accuracy_table_is_that_of_the_shipped_facts() -> None:
+@pytest.mark.parametrize(("block", "render"), [("accuracy", render_accuracy), ("labels", render_labels)])
+def test_a_table_of_accuracy_is_that_of_the_shipped_facts(block: str, render: Callable[..., str]) -> None:
     names = dict.fromkeys(v.weights for v in load_variants().values())
     facts = [read_fact(WEIGHTS_DIR / f"{name}.json", WeightsFacts) for name in names]
-    printed = README.partition("<!-- accuracy -->\n")[2].partition("\n<!-- /accuracy -->")[0]
-    assert printed == render_accuracy(*facts)
+    printed = README.partition(f"<!-- {block} -->\n")[2].partition(f"\n<!-- /{block} -->")[0]
+    assert printed == render(*facts)
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def check_encoder(wanted: str, path: Path) -> None:
 
 
 def check_recorded_hash(path: Path) -> None:
-    """Compare a weights file with the facts beside it (``nail55.json``), where there are any.
+    """Compare a weights file with the facts beside it (``nail55-480.json``), where there are any.
 
     A flipped bit in a safetensors file still loads; only the recorded hash tells.
 

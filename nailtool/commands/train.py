@@ -22,10 +22,10 @@ DATA_HELP = (
 PHASE_HELP = "STEPS:SHARE,SHARE with one share per --data; repeat it for phases. Replaces --steps."
 INIT_HELP = (
     "Pretrained encoder (MobileNetV2: .npz with Keras layer names; EfficientNet-Lite0: .pth), or trained "
-    "weights: a .safetensors file or a shipped name such as nail55. Without it, random initialisation."
+    "weights: a .safetensors file or a shipped name such as nail55-480. Without it, random initialisation."
 )
 ENCODER_HELP = "mobilenetv2 (the paper's) or efficientnet-lite0."
-SHIP_HELP = "Put the result into model_zoo/weights if it beats what lies there (nail IoU, largest input)."
+SHIP_HELP = "With --input-px: put the result into model_zoo/weights if it beats what lies there (nail IoU)."
 INPUT_HELP = "Fine-tune for one input size; writes nail55-288 and the like. 0: for all sizes of the depth."
 FOLD_HELP = "k/n, such as 1/5: hold out one of n folds of the photographs; groups stay whole."
 MINUTES_HELP = "Stop with a checkpoint after so many minutes; the same command goes on. 0: no limit."
@@ -90,10 +90,10 @@ def train(
 
     Example: nailtool train --data photos --init mobilenet_v2.npz --depth 43 --out runs/nail43
 
-    Mixed: nailtool train --data hands --data photos --phase 4000:1,0 --phase 4000:0.4,0.6 --init nail55
+    Mixed: nailtool train --data hands --data photos --phase 4000:1,0 --phase 4000:0.4,0.6 --init nail55-480
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    from nailtool.training import TrainOrder, ship_weights, train_depth
+    from nailtool.training import TrainOrder, check_shippable, ship_weights, train_depth
 
     order = TrainOrder(
         data=tuple(data),
@@ -128,6 +128,8 @@ def train(
             "whole_share": whole_share,
         },
     )
+    if ship:
+        check_shippable(order)  # before hours of training
     facts = train_depth(order, terminal.console() if not quiet else None)
     if facts is None and int(os.environ.get("RANK", "0")):
         return  # one of several processes: the first one speaks for all

@@ -68,8 +68,8 @@ class FolderDefect:
     cause: str
 
 
-DILATED = (3, 3, 96, 64)  # fusion16.project_f1 of the 43-layer net
-DENSE = (3, 3, 64, 64)  # fusion8.project_f1
+DILATED = (3, 3, 96, 128)  # fusion16.project_f1 of the 43-layer net
+DENSE = (3, 3, 128, 128)  # fusion8.project_f1
 EXPAND = (1, 1, 64, 384)  # low stages 5.1, 5.2, 5.3 and 6.0
 
 

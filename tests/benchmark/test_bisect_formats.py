@@ -40,7 +40,7 @@ FP32_PACKAGES = {
     "flip_exponent_bit": ("fusion8.project_f1", "damaged weight"),
     "drop_bias": ("low.stage4.1.layers.0", "dropped bias"),
     "wrong_std": ("low.stage1.0", "normalization"),
-    "wrong_epsilon": ("fusion8.project_f1", "wrong epsilon"),
+    "wrong_epsilon": ("low.stage5.0.layers.3", "wrong epsilon"),
     "stale_weights": ("low.stage1.0", "stale weight"),
     "shift_padding": ("high.stage4.0.layers.3", "padding"),
     "rewire_residual": ("low.stage3.1.add", "wrong input"),

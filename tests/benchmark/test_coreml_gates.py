@@ -101,7 +101,7 @@ SHIPPED_DEFECTS = {
     "transpose_channels": ("weight 'network_fusion8_project_f1_weight", True),
     "wrong_std": ("weight 'network_low_stage1_0_weight", False),
     "wrong_mean": ("constant 'mean_to_fp16'", False),
-    "wrong_epsilon": ("weight 'network_fusion8_project_f1_weight", False),
+    "wrong_epsilon": ("weight 'network_low_stage5_0_layers_3_weight", False),
     "stale_weights": ("(and 127 more)", True),
     "truncate_weights": ("weight.bin: constant", True),
     "rename_op": ("conv_of_tomorrow", True),

@@ -272,11 +272,13 @@ def wrong_epsilon(package: Path, out: Path) -> str:
 
     edit = Editor(package, out)
     name = package.name.split(".")[0]
-    variance = load_file(weights_path(find_variant(name)))["fusion8.norm_f1.running_var"].numpy()
+    # A norm of moderate variances: where they are large, float16 rounds the defect away.
+    variance = load_file(weights_path(find_variant(name)))["low.stage5.0.layers.4.running_var"].numpy()
     factor = np.sqrt((variance + 1e-3) / (variance + 1e-2))
-    edit.change(edit.holder(edit.conv(DENSE), "weight"), lambda a: a * factor[:, None, None, None])
+    module = "network.low.stage5.0.layers.3"
+    edit.change(edit.holder(edit.conv(module), "weight"), lambda a: a * factor[:, None, None, None])
     edit.save()
-    return DENSE
+    return module
 
 
 def stale_weights(package: Path, out: Path) -> str:

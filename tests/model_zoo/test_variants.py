@@ -26,7 +26,7 @@ SEVENTH = """name = "nail55-416"
 encoder_layers = 55
 height_px = 416
 width_px = 416
-weights = "nail55"
+weights = "nail55-480"
 """
 
 
@@ -73,7 +73,10 @@ def test_one_flipped_byte_in_the_shipped_weights_is_refused(tmp_path: Path) -> N
     [
         (("height_px = 416", "height_px = 400"), "multiple of 32"),
         (("encoder_layers = 55", "encoder_layers = 54"), r"encoder_layers.*found 54"),
-        (('weights = "nail55"', 'weight = "nail55"'), r"weight: Extra inputs.*|weights: Field required"),
+        (
+            ('weights = "nail55-480"', 'weight = "nail55-480"'),
+            r"weight: Extra inputs.*|weights: Field required",
+        ),
         (("height_px = 416", "height_px = "), "not valid TOML"),
         (('name = "nail55-416"', 'name = "nail55-417"'), "declares name 'nail55-417'"),
     ],

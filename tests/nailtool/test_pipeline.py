@@ -128,7 +128,7 @@ def test_explain_shows_the_key_of_a_changed_declaration(tmp_path: Path) -> None:
     variants["nail43-64"] = variants["nail43-64"].model_copy(update={"fusion_width": 32})
     changed = replace(order, registry=replace(order.registry, variants=variants), explain=True)
     result = run(changed)["nail43-64 onnx fp32"]
-    assert result.reasons == ("variant nail43-64 changed: fusion_width 64 → 32",)
+    assert result.reasons == ("variant nail43-64 changed: fusion_width 128 → 32",)
 
 
 def test_facts_beside_the_weights_are_an_input(tmp_path: Path) -> None:

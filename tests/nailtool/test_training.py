@@ -108,6 +108,15 @@ def test_a_folder_in_use_is_refused(photos: Path, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+def test_weights_that_no_variant_uses_are_refused_before_the_training(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run("--data", str(photos), "--out", str(out), "--ship", *SETTINGS) == NailtoolError.exit_code
+    told = " ".join(capsys.readouterr().err.split())
+    assert "no variant uses weights called nail43" in told and "--input-px" in told and not out.exists()
+
+
 def test_a_shipping_that_fails_leaves_no_facts_about_other_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path
 ) -> None:
@@ -174,7 +183,7 @@ def test_sets_are_mixed_by_phases_cut_into_folds_and_stopped_by_the_clock(
     tuned = read_fact(tmp_path / "b" / "nail43-288.json", WeightsFacts)
     assert tuned.init == "nail43-288.safetensors" and tuned.init_sha256 == facts.sha256
     assert tuned.heads_trained == ("fgbg", "finger", "direction")  # the two others were trained before
-    wrong = ["--data", str(photos), "--init", "nail55", "--steps", "1", "--out", str(tmp_path / "c")]
+    wrong = ["--data", str(photos), "--init", "nail55-480", "--steps", "1", "--out", str(tmp_path / "c")]
     assert run(*wrong, *settings) == WeightsError.exit_code
     assert "weights of another network" in " ".join(capsys.readouterr().err.split())
 

@@ -48,7 +48,7 @@ def tune(hands: Dataset, checkpoint: Path, settings: FineTune = SETTINGS) -> Fin
 
 
 def test_the_rounded_network_comes_closer_to_the_float_one(hands: Dataset, tmp_path: Path) -> None:
-    settings = SETTINGS.model_copy(update={"steps": 20, "lr": 0.03})
+    settings = SETTINGS.model_copy(update={"steps": 40, "lr": 0.01})
     tuned = tune(hands, tmp_path / "checkpoint.pt", settings)
     teacher = tiny_network()
     images = as_input(make_batches(hands, tiny_variant(), settings)[0].images)
