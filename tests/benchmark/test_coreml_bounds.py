@@ -110,6 +110,19 @@ def test_linear_codes_keep_half_a_step_and_no_defect_does(seed: int, symmetric: 
     )
 
 
+def test_codes_fitted_together_may_leave_the_outermost_levels_unused() -> None:
+    """Error compensation moved the largest weight of a package from level 127 to 124."""
+    rng = np.random.default_rng(0)
+    step = np.full((4, 8, 3, 3), 0.01)
+    codes = rng.integers(-100, 101, (4, 8, 3, 3)).astype(np.float64)
+    codes[:, 0, 0, 0] = 124
+    _, breach = measure_loss(linear(codes, step, np.zeros_like(step)), codes * step)
+    assert breach is None
+    narrow = np.round(codes * 100 / 124)
+    _, breach = measure_loss(linear(narrow, step, np.zeros_like(step)), narrow * step)
+    assert breach is not None and "coarser" in breach.rule
+
+
 def test_a_scale_far_too_coarse_is_seen_though_each_code_is_the_nearest() -> None:
     reference = weights(3)
     _, step, shift, _ = quantize(reference, symmetric=True)

@@ -60,7 +60,7 @@ def test_tables_learn_and_stay_tables(hands: Dataset, tmp_path: Path, channel_sc
         before, after = (
             float(measure_distance(n(images), wanted, n.names)) for n in (network, tuned.network)
         )
-    assert after < 0.8 * before
+    assert after < (0.9 if channel_scale else 0.8) * before  # there, eight values serve a whole kernel
     for name in tiny_layers():
         kernel = tuned.network.get_submodule(name).weight
         assert isinstance(kernel, torch.Tensor)
