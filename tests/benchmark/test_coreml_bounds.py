@@ -101,8 +101,9 @@ def test_linear_codes_keep_half_a_step_and_no_defect_does(seed: int, symmetric: 
     assert breach is None and share <= 1
     inner = np.argwhere(np.abs(codes) < 2 ** (bits - 1) - 2)
     place = tuple(inner[seed % len(inner)])
+    # Half a step and the rounding of value and scale to float16 are allowed: plant more than that.
     off: F64 = codes.copy()
-    off[place] += 2 if bits == 4 else 1 + (abs(reference[place] / step[place] % 1 - 0.5) < 0.1)
+    off[place] += 2 if bits == 4 else 1 + (abs(reference[place] / step[place] % 1 - 0.5) < 0.25)
     assert measure_loss(linear(off, step, shift, bits), reference)[1] is not None
     assert measure_loss(linear(codes, step, shift + 1, bits), reference)[1] is not None
     assert (
