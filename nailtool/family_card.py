@@ -24,6 +24,10 @@ class Evidence:
     render: Callable[[list[Path]], str]
     patterns: tuple[str, ...]  # below the folder; the first is the one that must be there
 
+    def tell_command(self, plan: str) -> str:
+        """The command, with the name of the plan where it takes one."""
+        return self.command.replace("PLAN", plan)
+
     def find(self, folder: Path) -> list[Path]:
         """Its files in order; none when it was not measured."""
         found = [sorted(folder.glob(pattern)) for pattern in self.patterns]
@@ -143,12 +147,12 @@ def render_family(folder: Path, name: str) -> str:
         "",
     ]
     for evidence in there:
-        lines += [f"## {evidence.title}", "", f"By `{evidence.command.replace('PLAN', plan)}`.", ""]
+        lines += [f"## {evidence.title}", "", f"By `{evidence.tell_command(plan)}`.", ""]
         lines += [evidence.render(evidence.find(folder)).strip(), ""]
     missing = [evidence for evidence in EVIDENCE if evidence not in there]
     if missing:
         lines += ["## Not measured here", ""]
-        lines += [f"- {e.title}: `{e.command.replace('PLAN', plan)}`" for e in missing] + [""]
+        lines += [f"- {evidence.title}: `{evidence.tell_command(plan)}`" for evidence in missing] + [""]
     return "\n".join(lines)
 
 

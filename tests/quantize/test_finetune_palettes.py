@@ -44,6 +44,7 @@ def palettize(*, channel_scale: bool) -> tuple[ExportForm, dict[str, Table]]:
 
 @pytest.mark.parametrize("channel_scale", [False, True])
 def test_tables_learn_and_stay_tables(hands: Dataset, tmp_path: Path, channel_scale: bool) -> None:
+    settings = SETTINGS.model_copy(update={"steps": 40, "lr": 0.1})
     network, tables = palettize(channel_scale=channel_scale)
     tuned, found = finetune_palettes(
         tiny_network(),
@@ -51,16 +52,16 @@ def test_tables_learn_and_stay_tables(hands: Dataset, tmp_path: Path, channel_sc
         tables,
         variant=tiny_variant(),
         dataset=hands,
-        settings=SETTINGS,
+        settings=settings,
         checkpoint=tmp_path / "checkpoint.pt",
     )
-    images = as_input(make_batches(hands, tiny_variant(), SETTINGS)[0].images)
+    images = as_input(make_batches(hands, tiny_variant(), settings)[0].images)
     with torch.no_grad():
         wanted = tiny_network()(images)
         before, after = (
             float(measure_distance(n(images), wanted, n.names)) for n in (network, tuned.network)
         )
-    assert after < (0.9 if channel_scale else 0.8) * before  # there, eight values serve a whole kernel
+    assert after < 0.8 * before
     for name in tiny_layers():
         kernel = tuned.network.get_submodule(name).weight
         assert isinstance(kernel, torch.Tensor)
