@@ -7,7 +7,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from nailtool.schedule import Watcher
 from nailtool.shadow import HOME, ROOMS
 from nailtool.stage import Cost, Stage, StageResult, Status
 from nailtool.stages import Plan, Unit
+from nailtool.unblock import list_made, run_unblocked
 
 REPORT_NAME = "report.html"
 EMBEDDED_WORDS = "embedded synthetic hands: rendered, no photographs"
@@ -130,13 +131,23 @@ def build_variants(order: Order, units: Sequence[Unit], gate: GateOrder | None =
     Raises:
         MissingToolError: a device that the gate asks for cannot be used on this machine.
     """
-    plan = order.plan
+    plan, node = order.plan, order.plan.data_node(order.data)
     wanted = list(units) if gate is None else add_siblings(plan, [*gate.units, *units])
     stages = plan.build_stages(wanted)
     if gate is not None:
-        stages += plan_gates(plan, gate, plan.data_node(order.data), _describe_machine(), wanted)
+        stages += plan_gates(plan, gate, node, _describe_machine(), wanted)
     looks = any(isinstance(node, DataNode) for stage in stages for node in stage.inputs)
-    return run_plan(order, [*(_data_stages(order.plan, order.data) if looks else []), *stages], order.data)
+    first = _data_stages(plan, order.data) if looks else []
+    with _hold(order) as folder:
+        results = _run_held(order, [*first, *stages], folder, order.data)
+        if gate is not None:
+            left = replace(gate, units=list_made(gate.units, results))
+            results = run_unblocked(
+                results,
+                lambda: plan_gates(plan, left, node, _describe_machine(), wanted),
+                lambda chosen: _run_held(order, chosen, folder, None),
+            )
+    return results
 
 
 def find_built(units: Sequence[Unit]) -> list[Unit]:
@@ -258,10 +269,10 @@ def make_report(
         *plan_checks(plan, list_checks(plan, units), node, planned=units),
         *_latency_stages(order, devices, units),
     ]
-    judged = GateOrder(find_judged(plan, units), tuple(devices), as_before=True)
+    judged, machine = GateOrder(find_judged(plan, units), tuple(devices), as_before=True), _describe_machine()
     if judged.units:
         known = {stage.name for stage in stages}
-        gates = plan_gates(plan, judged, node, _describe_machine(), units)
+        gates = plan_gates(plan, judged, node, machine, units)
         stages += [stage for stage in gates if stage.name not in known]
     report = reports_dir.resolve() / REPORT_NAME
     context = {
@@ -274,7 +285,16 @@ def make_report(
     with _hold(order) as folder:
         results = _run_held(order, stages, folder, data)
         if not order.explain:
-            results = _time_what_was_built(order, devices, units, results, folder)
+            good = list_made(units, results)
+            left = replace(judged, units=find_judged(plan, good))
+            results = run_unblocked(
+                results,
+                lambda: [
+                    *_latency_stages(order, devices, good),
+                    *plan_gates(plan, left, node, machine, good),
+                ],
+                lambda chosen: _run_held(order, chosen, folder, None),
+            )
             _write_obstacles(out_dir, obstacles)
         # Planned only now: it reads every fact that exists after the stages above.
         last = plan.report_stage(report, node, context)
@@ -293,22 +313,6 @@ def _latency_stages(order: Order, devices: Sequence[str], units: Sequence[Unit])
         for device, found in chosen.items()
         if found
     ]
-
-
-def _time_what_was_built(
-    order: Order, devices: Sequence[str], units: Sequence[Unit], results: list[StageResult], folder: Path
-) -> list[StageResult]:
-    """One artefact that cannot be built must not keep a device from timing the others."""
-    timings = {stage.name for stage in _latency_stages(order, devices, units)}
-    blocked = [result for result in results if result.status == "blocked" and result.stage.name in timings]
-    if not blocked:
-        return results
-    good = {result.stage.name for result in results if result.status in ("built", "cached")}
-    stages = _latency_stages(order, devices, [unit for unit in units if unit.name in good])
-    names = {result.stage.name for result in blocked}
-    again = [stage for stage in stages if stage.name in names]
-    kept = [result for result in results if result not in blocked]
-    return kept + (_run_held(order, again, folder, None) if again else [])
 
 
 def _data_stages(plan: Plan, data: Path | None) -> list[Stage]:

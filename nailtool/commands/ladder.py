@@ -112,6 +112,9 @@ def ladder(
         note_warnings(terminal, order, units)
         found = _read(order, units)
     _show(terminal, found, markdown=markdown)
+    if found.missing and not markdown:
+        why = "what makes it failed." if run else "--run makes it."
+        terminal.note(f"No verdict about {', '.join(found.missing)}: {why}")
     if save is not None:
         write_fact(save, found.without_images())
     for document in update or []:
@@ -184,5 +187,3 @@ def _show(terminal: Terminal, ladder: Ladder, *, markdown: bool) -> None:
         best = group.best.artifact.file if group.best else "none of them is shippable"
         terminal.show(f"Ship: {best}")
     terminal.show("mIoU, nail IoU and the drop of nail IoU in points. " + describe_basis(ladder))
-    if ladder.missing:
-        terminal.note(f"No verdict about {', '.join(ladder.missing)}: --run makes it.")

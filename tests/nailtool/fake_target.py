@@ -22,6 +22,7 @@ FAMILY = "torch"
 RUNTIME_TOOLS: tuple[str, ...] = ()
 RESOURCES: tuple[str, ...] = ()
 ENGINES = (Engine("onnxruntime"),)
+REFUSED = "int8-refused"  # a recipe that no file can be made by
 
 
 def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -> Artifact:
@@ -30,7 +31,7 @@ def convert(variant: Variant, recipe: dict[str, Any], parent: Path, out: Path) -
     order = parent.read_text().split()[0]
     with replacing(out) as scratch:
         scratch.write_text("half")
-        _obey(order, variant)
+        _obey("refuse" if recipe["name"] == REFUSED else order, variant)
         scratch.write_text(f"{variant.name} {recipe['name']} {hash_file(parent)}")
     return describe(variant, recipe, parent, out, kind=KIND)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nailcore.artifact import read_manifest
+from nailcore.errors import ConversionError
 from nailcore.facts import read_fact
 from nailcore.gate_facts import GateVerdict, Ladder
 from nailtool import cli, gate_stages, pipeline, rooms
@@ -22,6 +23,7 @@ from quantize import Recipe
 from quantize.prepared import PreparedCard
 from quantize.recipe import Activations, Calibration
 from tests.nailtool.fake_parity import ORDERS
+from tests.nailtool.fake_target import REFUSED
 from tests.nailtool.house import make_registry
 from tests.nailtool.test_cli import PIXEL
 
@@ -290,6 +292,34 @@ def test_a_kept_ladder_is_shown_and_written_into_documents(
     assert [v.decision for v in merged.verdicts] == ["undecided"], "the later verdict about a file counts"
     (house / "out/nail43-64/nail43-64.int8-x.onnx.manifest.json").unlink()
     assert call(*LADDER) == 2, "a verdict about a file that is gone is none"
+
+
+def test_a_recipe_that_fails_keeps_no_other_file_from_being_timed_and_judged(
+    house: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = rooms.find_registry()
+    registry = replace(registry, recipes={REFUSED: make_integer(REFUSED), **registry.recipes})
+    monkeypatch.setattr(rooms, "find_registry", lambda: registry)
+    for times in ("once", "again"):
+        assert call(*LADDER, "--run", "--data", "photos", "--json") == ConversionError.exit_code, times
+        said = capsys.readouterr()
+        ladder = Ladder.model_validate(json.loads(said.out))
+        assert {v.artifact.recipe for v in ladder.verdicts} == {"fp32", "int8-slow", "int8-x", "int8-weights"}
+        assert all(v.speed for v in ladder.verdicts if v.fp32)
+        assert ladder.missing == (f"nail43-64 onnx {REFUSED}",)
+        assert "refused." in said.err and f"about nail43-64 onnx {REFUSED}: what makes it failed" in said.err
+    names = [REFUSED, "int8-x"]
+    assert build("--recipes", ",".join(names), "--device", "timer", "--json") == ConversionError.exit_code
+    (verdict,) = read_json(capsys)["gates"]
+    assert verdict["artifact"]["recipe"] == "int8-x" and verdict["speed"]
+    # The same in a report: the file's failure is told, the others are timed and judged.
+    (house / f"out/nail43-64/nail43-64.{REFUSED}.onnx.manifest.json").write_text("{}")  # was there once
+    (house / "out/facts/gate/nail43-64.onnx.int8-x.json").unlink()
+    assert call("report", "--variants", "nail43-64", "--data", "photos", "--out", "out", "--json")
+    stages = {stage["stage"]: stage["status"] for stage in read_json(capsys)["stages"]}
+    assert stages[f"nail43-64 onnx {REFUSED}"] == "failed"
+    assert stages["latency timer"] == "built"
+    assert [stages[f"gate nail43-64 onnx {name}"] for name in names] == ["blocked", "built"]
 
 
 # -- recipes ----------------------------------------------------------------------------------------
