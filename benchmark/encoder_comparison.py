@@ -9,6 +9,7 @@ import typer
 
 from benchmark.choices import Choice
 from benchmark.choices_command import SET_HELP, compare, read_settings
+from benchmark.program import run_program
 from model_zoo import find_variant
 from nailcore.errors import NailtoolError
 from nailcore.nets.encoder import ENCODERS, FIRST_ENCODER, with_encoder
@@ -62,4 +63,4 @@ def main(  # noqa: PLR0917 - options of a command
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -17,11 +17,12 @@ from rich.table import Table
 
 from benchmark.devices import chromium
 from benchmark.latency import ProfileSettings
+from benchmark.program import run_program
 from deploy import tfjs
 from deploy.tfjs_write import Passes
 from model_zoo import find_variant, load_variants
 from nailcore.artifact import MANIFEST_SUFFIX, Artifact, artifact_path, write_manifest
-from nailcore.errors import ArtifactError, NailtoolError
+from nailcore.errors import ArtifactError
 from nailcore.facts import Measurement
 from nailcore.runtime import Logits
 from nailcore.storage import write_text
@@ -130,14 +131,5 @@ def main(
     console.print(f"Raw samples: {out / 'fold_gain.json'}")
 
 
-def run() -> None:
-    """Entry point: one message and an exit code instead of a traceback for errors we know."""
-    try:
-        typer.run(main)
-    except NailtoolError as error:
-        Console(stderr=True).print(f"[red]error[/red] {error}", highlight=False)
-        raise SystemExit(error.exit_code) from error
-
-
 if __name__ == "__main__":
-    run()
+    run_program(main)

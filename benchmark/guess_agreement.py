@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 
+from benchmark.program import run_program
 from nailcore.data.folder import Dataset, Sample
-from nailcore.errors import DataError
+from nailcore.errors import DataError, NailtoolError
 from nailcore.facts import AccuracyResult, Fact, ImageSet, Interval, Machine
 
 HEADS = ("finger", "direction")
@@ -129,8 +130,13 @@ def main(
     from nailcore.data.folder import open_dataset
     from nailcore.facts import write_fact
 
-    dataset, names = open_dataset(data), variants.split(",")
-    results = []
+    names = variants.split(",")
+    if weights is not None and len(names) > 1:
+        raise NailtoolError(
+            f"--weights {weights.name} with {len(names)} variants, {', '.join(names)}: a file is of one.",
+            hint="Name it: --variants nail55-480.",
+        )
+    dataset, results = open_dataset(data), []
     for name in names:
         file = weights if weights is not None else weights_path(find_variant(name))
         results.append(measure_agreement(name, file, dataset, confidence))
@@ -139,4 +145,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -13,6 +13,7 @@ import numpy as np
 import typer
 from pydantic import Field
 
+from benchmark.program import run_program
 from nailcore.data.folder import Dataset, open_dataset
 from nailcore.data.mixing import Batch, MixedBatches
 from nailcore.facts import Fact, ImageSet, Machine
@@ -259,4 +260,4 @@ def main(  # noqa: PLR0917 - options of a command
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nailcore.errors import NailtoolError
 from nailcore.facts import AccuracyResult, read_fact
+from nailtool.plan import TrainingPlan
 from nailtool.retraining import POOLED, RESULT
 from nailtool.retraining_facts import RetrainingResult
 
@@ -24,14 +25,29 @@ class Evidence:
     render: Callable[[list[Path]], str]
     patterns: tuple[str, ...]  # below the folder; the first is the one that must be there
 
-    def tell_command(self, plan: str) -> str:
-        """The command, with the name of the plan where it takes one."""
-        return self.command.replace("PLAN", plan)
+    options: str = ""  # of the command, while it was not run
+    tell_options: Callable[[Path], str] | None = None  # those it ran with, from its first file
+
+    def tell_command(self, plan: str, folder: Path) -> str:
+        """The command, with the name of the plan and, where they are known, the options it ran with."""
+        found = self.find(folder)
+        options = self.tell_options(found[0]) if found and self.tell_options else self.options
+        return f"{self.command.replace('PLAN', plan)} {options}".strip()
 
     def find(self, folder: Path) -> list[Path]:
         """Its files in order; none when it was not measured."""
         found = [sorted(folder.glob(pattern)) for pattern in self.patterns]
         return [file for files in found for file in files] if found[0] else []
+
+
+def _tell_folds(file: Path) -> str:
+    """The options of a cross-validation: how many folds, and what of the plan it left out."""
+    result = read_fact(file, RetrainingResult)
+    plan = TrainingPlan.model_validate(result.plan)
+    left_out = "" if plan.sizes and plan.sizes.px else " --sizes none"
+    if plan.sizes is None:  # as in a plan that has none, where this option changes nothing
+        left_out = f" --until {plan.stages[-1].name}"
+    return f"--folds {result.folds}{left_out}"
 
 
 def _render_stages(files: list[Path]) -> str:
@@ -86,9 +102,11 @@ EVIDENCE = (
     Evidence("Stages", RETRAIN, _render_stages, (f"{RESULT}.json",)),
     Evidence(
         "Cross-validation",
-        f"{RETRAIN} --folds 5",
+        RETRAIN,
         _render_folds,
         (f"{POOLED}.json", f"{POOLED}/*.json"),
+        "--folds 5",
+        _tell_folds,
     ),
     Evidence(
         "Rendered hands",
@@ -147,12 +165,12 @@ def render_family(folder: Path, name: str) -> str:
         "",
     ]
     for evidence in there:
-        lines += [f"## {evidence.title}", "", f"By `{evidence.tell_command(plan)}`.", ""]
+        lines += [f"## {evidence.title}", "", f"By `{evidence.tell_command(plan, folder)}`.", ""]
         lines += [evidence.render(evidence.find(folder)).strip(), ""]
     missing = [evidence for evidence in EVIDENCE if evidence not in there]
     if missing:
         lines += ["## Not measured here", ""]
-        lines += [f"- {evidence.title}: `{evidence.tell_command(plan)}`" for evidence in missing] + [""]
+        lines += [f"- {one.title}: `{one.tell_command(plan, folder)}`" for one in missing] + [""]
     return "\n".join(lines)
 
 

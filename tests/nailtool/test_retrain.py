@@ -184,6 +184,7 @@ def test_the_card_tells_what_was_measured_and_what_was_not(done: Path, tmp_path:
         and "2 folds of these stages: 1-rendered (2 steps), 2-mixed (2 steps)." in text
     )
     assert "nail43-480 by kind of image, 2 images of" in text and "| nail size |" in text
+    assert "--photos PHOTOS --init FILE --out FOLDER --folds 2 --sizes none`." in text
     missing = text[text.index("## Not measured here") :]
     assert (
         "`nailtool ablate --variant VARIANT --data PHOTOS --init FILE --out FOLDER/ablation`" in missing
