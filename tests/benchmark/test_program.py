@@ -11,7 +11,6 @@ import pytest
 from benchmark import encoder_comparison, guess_agreement, training_speed
 from benchmark.program import run_program
 
-
 Case = tuple[Callable[..., None], tuple[str, ...], str]
 
 
