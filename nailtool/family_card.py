@@ -63,7 +63,7 @@ def _render_folds(files: list[Path]) -> str:
     return "\n".join([render_pooled(read_fact(files[0], RetrainingResult)), *pooled])
 
 
-def _render_rendered(files: list[Path]) -> str:
+def _render_measured(files: list[Path]) -> str:
     from model_zoo.card import render_measured
 
     found = [read_fact(file, AccuracyResult) for file in files]
@@ -78,12 +78,6 @@ def _render_kinds(accuracy: AccuracyResult) -> str:
     return f"{accuracy.variant} by kind of image, {images}:\n\n{render_slices(accuracy)}\n"
 
 
-def _render_agreement(files: list[Path]) -> str:
-    from benchmark.guess_agreement import GuessAgreement, render_markdown
-
-    return render_markdown([read_fact(file, GuessAgreement) for file in files])
-
-
 def _render_ablation(files: list[Path]) -> str:
     from benchmark.ablation import AblationReport, render_markdown
 
@@ -96,7 +90,7 @@ def _render_choices(files: list[Path]) -> str:
     return render_markdown(read_fact(files[0], ChoicesResult))
 
 
-RENDERED = "rendered"
+RENDERED, PHOTOGRAPHS = "rendered", "photographs"
 RETRAIN = "nailtool retrain --plan PLAN --photos PHOTOS --init FILE --out FOLDER"
 EVIDENCE = (
     Evidence("Stages", RETRAIN, _render_stages, (f"{RESULT}.json",)),
@@ -109,16 +103,16 @@ EVIDENCE = (
         _tell_folds,
     ),
     Evidence(
-        "Rendered hands",
-        f"nailtool evaluate --weights FILE --variants NAME --out FOLDER/{RENDERED}",
-        _render_rendered,
-        (f"{RENDERED}/*.json",),
+        "Photographs",
+        f"nailtool evaluate --data PHOTOS --weights FILE --variants NAME --out FOLDER/{PHOTOGRAPHS}",
+        _render_measured,
+        (f"{PHOTOGRAPHS}/*.json",),
     ),
     Evidence(
-        "Photographs with guessed labels",
-        "python -m benchmark.guess_agreement --data PHOTOS --variants VARIANT,… --out FOLDER/agreement",
-        _render_agreement,
-        ("agreement/*.json",),
+        "Rendered hands",
+        f"nailtool evaluate --weights FILE --variants NAME --out FOLDER/{RENDERED}",
+        _render_measured,
+        (f"{RENDERED}/*.json",),
     ),
     Evidence(
         "Loss and network",

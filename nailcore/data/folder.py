@@ -133,7 +133,10 @@ class Sample:
     def hash_labels(self) -> str:
         """SHA-256 over everything that is said of the image."""
         if self.shapes is None:
-            return hash_file(self.mask) if self.mask is not None else ""
+            mask = hash_file(self.mask) if self.mask is not None else ""
+            if not self.record.nails:
+                return mask
+            return hashlib.sha256(f"{mask}\n{self.record.model_dump_json()}".encode()).hexdigest()
         lines = [self.shapes.image.model_dump_json(exclude={"id"})]
         lines += [nail.model_dump_json(exclude={"id", "image_id"}) for nail in self.shapes.nails]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -22,6 +22,7 @@ SUBJECT_HELP = (
 )
 LABEL_HELP = "What a label means: a finger (left thumb, ...), nail (unknown finger) or skip. Repeat it."
 AUTO_HELP = "Take over fingers and directions that a machine guessed (auto_* of manifest.json), marked so."
+KNOWN_HELP = "Take over the fingers and directions that ship with nailtool for a public set (docs/data.md)."
 BAD_HELP = "Leave photos out that cannot be used, and list them, instead of stopping at the first."
 
 
@@ -36,6 +37,7 @@ def import_data(
         list[str] | None, typer.Option("--label", metavar="NAME=MEANING", help=LABEL_HELP)
     ] = None,
     auto_labels: Annotated[bool, typer.Option("--auto-labels", help=AUTO_HELP)] = False,
+    known_labels: Annotated[bool, typer.Option("--known-labels/--no-known-labels", help=KNOWN_HELP)] = True,
     name: Annotated[str, typer.Option("--name", help="Name of the data set; default: the source's.")] = "",
     licence: Annotated[str, typer.Option("--licence", help="Licence of the photos.")] = "",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=BAD_HELP)] = False,
@@ -63,7 +65,9 @@ def import_data(
         name=name,
         licence=licence,
         skip_bad=skip_bad,
-        wishes=Wishes(meanings=parse_meanings(label or ()), auto_labels=auto_labels),
+        wishes=Wishes(
+            meanings=parse_meanings(label or ()), auto_labels=auto_labels, known_labels=known_labels
+        ),
     )
     existed = out.exists()
     try:
@@ -96,6 +100,10 @@ def show_import(terminal: Terminal, out: Path, record: ImportRecord, *, worked: 
     before = "" if worked else "Nothing to do, imported before: "
     terminal.show(f"{before}{len(record.photos)} photos with {nails} nails: {out}")
     terminal.show(f"Photos: {how}.")
+    if known := record.settings.get("known_labels"):
+        terminal.show(
+            f"Fingers and directions: named by eye for {known.split()[0]}, they ship with nailtool."
+        )
     notes = [(photo.file, note) for photo in record.photos for note in photo.notes]
     for title, rows in (("Left out", list(record.left_out)), ("Noted", notes)):
         if rows:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import encoder_comparison, guess_agreement, training_speed
+from benchmark import encoder_comparison, training_speed
 from benchmark.program import run_program
 
 Case = tuple[Callable[..., None], tuple[str, ...], str]
@@ -17,11 +17,6 @@ Case = tuple[Callable[..., None], tuple[str, ...], str]
 @pytest.mark.parametrize(
     "case",
     [
-        (
-            guess_agreement.main,
-            ("--out", "out", "--variants", "nail55-480,nail43-480", "--weights", "my.safetensors"),
-            "--weights my.safetensors with 2 variants, nail55-480, nail43-480: a file is of one.",
-        ),
         (encoder_comparison.main, ("--out", "out", "--init", "resnet=[x]"), "expected ENCODER=FILE"),
         (training_speed.main, (), "no such folder"),
     ],

@@ -59,6 +59,7 @@ class FoundSet:
     left_out: tuple[tuple[str, str], ...] = ()  # (what, why)
     name: str = ""
     licence: str = ""
+    known_labels: str = ""  # fingers and directions taken over: public set and hash of the file
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Wishes:
 
     meanings: Mapping[str, str] = field(default_factory=dict)  # label -> finger, "nail" or "skip"
     auto_labels: bool = False  # take over what a machine guessed, marked as such
+    known_labels: bool = True  # take over what ships with nailtool for a public set
     min_area_px: int = 12
 
 

@@ -21,6 +21,7 @@ from nailcore.data.importing.found import (
     list_photos,
 )
 from nailcore.data.importing.photo import inspect_photo, load_pixels
+from nailcore.data.known_labels import find_known_labels
 from nailcore.data.labels import MIRRORED_FINGER, ImageRecord, MachineMade, match_nails
 from nailcore.data.shapes import Mask, encode_rle, span_points
 from nailcore.errors import DataError
@@ -60,14 +61,20 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
     photos_dir, masks_dir = folders
     masks = {path.relative_to(masks_dir).with_suffix("").as_posix(): path for path in list_photos(masks_dir)}
     card, guesses = _read_card(source), _read_manifest(source) if wishes.auto_labels else {}
+    photos = list_photos(photos_dir)
+    records, known_labels = card.images if card else {}, ""
+    if card is None and wishes.known_labels:
+        known = find_known_labels({photo.stem for photo in photos})
+        if known is not None:
+            records, known_labels = known[0].images, f"{known[0].dataset} {known[1][:12]}"
     images, used = [], set()
-    for photo in list_photos(photos_dir):
+    for photo in photos:
         place = photo.relative_to(photos_dir).with_suffix("").as_posix()
         mask = next((masks[place + end] for end in _ENDINGS if place + end in masks), None)
         problem = "" if mask else f"{photo}: has no mask; expected {masks_dir / (place + '.png')}."
         mask = mask or photo
         used.add(mask)
-        record = card.images.get(photo.stem) if card else None
+        record = records.get(photo.stem)
         images.append(
             FoundImage(
                 photo=photo,
@@ -83,7 +90,7 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
     left_out = [(p.relative_to(source).as_posix(), "a mask without a photo") for p in masks.values()]
     left_out = [entry for entry in left_out if source / entry[0] not in used]
     name, licence = (card.name, card.licence) if card else ("", "")
-    return FoundSet(tuple(images), tuple(left_out), name, licence)
+    return FoundSet(tuple(images), tuple(left_out), name, licence, known_labels)
 
 
 def _read_card(source: Path) -> DatasetCard | None:

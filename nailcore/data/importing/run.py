@@ -52,9 +52,9 @@ class ImportOrder:
     skip_bad: bool = False
     wishes: Wishes = field(default_factory=Wishes)
 
-    def describe(self, chosen: str) -> dict[str, str]:
+    def describe(self, chosen: str, known_labels: str) -> dict[str, str]:
         """The settings that decide the result, for the record."""
-        return {
+        settings = {
             "source": self.source.resolve().name,
             "format": chosen,
             "subject": self.subject,
@@ -65,6 +65,7 @@ class ImportOrder:
             "min_area_px": str(self.wishes.min_area_px),
             "labels": ", ".join(f"{k}={v}" for k, v in sorted(self.wishes.meanings.items())),
         }
+        return settings | ({"known_labels": known_labels} if known_labels else {})
 
 
 class ImportedPhoto(BaseModel):
@@ -136,7 +137,7 @@ def import_set(
     found: FoundSet = FORMATS[chosen].find(order.source, order.wishes)
     if not found.images:
         raise DataError(f"{order.source}: holds no labelled photos.")
-    settings = order.describe(chosen)
+    settings = order.describe(chosen, found.known_labels)
     stems = name_photos([image.key for image in found.images])
     subjects = [find_subject(order.subject, image) for image in found.images]
     finished = _claim(order.out, settings)
@@ -184,7 +185,9 @@ def _claim(out: Path, settings: dict[str, str]) -> ImportRecord | None:
         except ValidationError as error:
             raise DataError(f"{done}: not a valid import record: {error.errors()[0]['msg']}.") from error
         if record.settings != settings:
-            other = [f"{k} '{v}'" for k, v in record.settings.items() if settings.get(k) != v]
+            keys = [*record.settings, *(key for key in settings if key not in record.settings)]
+            then, now = record.settings, settings
+            other = [f"{key} '{then.get(key, '')}'" for key in keys if then.get(key) != now.get(key)]
             raise DataError(
                 f"{out}: holds an import with other settings: {', '.join(other)}.",
                 hint="Name another folder with --out.",

@@ -1,0 +1,31 @@
+"""Fingers and directions that ship with nailtool for a public set of masks, found by its file names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from nailcore.data.labels import ImageRecord
+from nailcore.storage import hash_file
+
+KNOWN_DIR = Path(__file__).parent / "known"
+
+
+class KnownLabels(BaseModel):
+    """What people said of photographs whose publisher gave masks alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    dataset: str
+    note: str  # who said it, and how exact it is
+    images: dict[str, ImageRecord]  # by stem; points in pixels of the upright photo
+
+
+def find_known_labels(stems: Collection[str]) -> tuple[KnownLabels, str] | None:
+    """Those of the set that all of these photographs belong to, and the SHA-256 of their file."""
+    for path in sorted(KNOWN_DIR.glob("*.json")) if stems else ():
+        known = KnownLabels.model_validate_json(path.read_bytes())
+        if set(stems) <= set(known.images):
+            return known, hash_file(path)
+    return None
