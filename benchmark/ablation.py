@@ -12,19 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmark.ablation_facts import AblationCell, AblationGain, AblationReport
 from benchmark.accuracy import evaluate_runner
 from nailcore.data.folder import Dataset
 from nailcore.errors import ArtifactError
-from nailcore.facts import (
-    AblationCell,
-    AblationGain,
-    AblationResult,
-    AccuracyResult,
-    ImageSet,
-    Interval,
-    read_fact,
-    write_fact,
-)
+from nailcore.facts import AccuracyResult, ImageSet, Interval, read_fact, write_fact
 from nailcore.measure import describe_machine, find_versions
 from nailcore.metrics import bootstrap, miou_of, nail_iou_of
 from nailcore.runtime import Images, Logits
@@ -49,14 +41,6 @@ class AblationOrder:
     init: Path | None
     seeds: int
     out: Path
-
-
-class AblationReport(AblationResult):
-    """The result with all it takes to do it again."""
-
-    init_sha256: str
-    config: dict[str, object]  # without seed and loss
-    weights_sha256: dict[str, tuple[str, ...]]  # "cascade lmp" -> by seed
 
 
 class NetworkRunner:

@@ -27,8 +27,9 @@ from benchmark.torch_graph import TorchGraph, as_input
 from deploy import find_target
 from model_zoo import find_variant
 from nailcore.artifact import Artifact
+from nailcore.divergence_facts import Divergence
 from nailcore.errors import DataError, MissingToolError
-from nailcore.facts import ArtifactRef, Divergence
+from nailcore.facts import ArtifactRef
 from nailcore.runtime import Images, Layer, Runner, Tracer
 from nailcore.storage import hash_file
 

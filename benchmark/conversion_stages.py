@@ -24,8 +24,8 @@ from nailcore.artifact import (
     write_manifest,
 )
 from nailcore.data.folder import Sample
+from nailcore.divergence_facts import StageError, StagePair
 from nailcore.errors import DataError, UnknownNameError
-from nailcore.facts import StageError, StagePair
 from nailcore.preprocess import letterbox
 from nailcore.runtime import Images, Logits, Runner
 from nailcore.storage import hash_file

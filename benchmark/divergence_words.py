@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from nailcore.facts import Divergence
+from nailcore.divergence_facts import Divergence
 
 # The words of ONNX, TensorFlow, TFLite and MIL for what torch calls by one name.
 _WORDS = {

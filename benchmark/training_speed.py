@@ -20,7 +20,7 @@ from nailcore.facts import Fact, ImageSet, Machine
 from nailcore.train import TrainConfig
 from nailcore.variant import Variant
 
-PREFETCH = 3  # batches that each worker makes ahead (see nailcore.train.load_batches)
+PREFETCH = 3  # batches that each worker makes ahead (see nailcore.batches.load_batches)
 LIMIT_SHARE = 0.1  # of the training's time spent waiting for batches: then the loader is the bottleneck
 
 
@@ -136,9 +136,10 @@ def measure_speed(
     """
     import torch
 
+    from nailcore.batches import load_batches
     from nailcore.data.mixing import PhotoStore
     from nailcore.measure import describe_machine, find_versions
-    from nailcore.train import choose_precision, load_batches, make_fabric, run_steps, start_training
+    from nailcore.train import choose_precision, make_fabric, run_steps, start_training
 
     skip = PREFETCH * config.workers + 1 if config.workers else 0
     total = (rounds + 1) * (steps + skip)

@@ -300,46 +300,6 @@ class WeightsFacts(Fact):
     trained_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
-class AblationCell(Fact):
-    """One choice of network and loss, trained once per seed with the same budget."""
-
-    network: str  # "cascade", "single branch"
-    loss: str  # "lmp", "weighted"
-    seeds: tuple[int, ...]
-    miou_by_seed: tuple[float, ...]
-    nail_iou_by_seed: tuple[float, ...]
-    miou: Interval  # pooled over seeds and images
-    nail_iou: Interval
-    boundary_f: Interval
-
-
-class AblationGain(Fact):
-    """What one choice gains over another, in mIoU, with everything else equal; images resampled in pairs."""
-
-    better: str  # the choice expected ahead: "lmp", "cascade"
-    worse: str
-    given: str  # what is held equal: "cascade", "lmp", or "all" when averaged over the other choice
-    miou: Interval  # difference, 0..1
-    nail_iou: Interval
-
-
-class AblationResult(Fact):
-    """{LMP, 20 ×} × {cascade, single branch} at the same budget: the left half of the paper's Figure 3."""
-
-    variant: str
-    steps: int
-    batch: int
-    crop_px: int
-    init: str
-    images: ImageSet  # held out
-    trained_on: ImageSet
-    machine: Machine
-    versions: dict[str, str]
-    cells: list[AblationCell]
-    gains: list[AblationGain]
-    measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-
-
 class Measurement(Fact):
     """Latency of one artefact on one device; samples are raw and complete."""
 
@@ -373,86 +333,6 @@ class Skipped(Fact):
     what: str
     reason: str
     remedy: str
-
-
-class Divergence(Fact):
-    """The first layer of a file that does not compute what its torch counterpart computes."""
-
-    artifact: ArtifactRef
-    weights_sha256: str  # of the network it was compared with
-    engine: str
-    runtime: str
-    versions: dict[str, str]
-    image: str  # name of the photograph
-    layer: str  # name of the layer's output tensor in the file
-    op: str  # the format's own word
-    module: str  # torch module, as in the code: "low.stage4.1.layers.3"
-    torch_op: str
-    file_attributes: dict[str, str]
-    torch_attributes: dict[str, str]
-    # Of this layer alone: torch's step is fed with the file's own inputs, so no earlier error counts.
-    max_abs: float | None  # None: not finite, or of another shape
-    relative: float | None  # max_abs over the range of the expected values
-    tolerance: float  # for ``relative``
-    accumulated_max_abs: float | None  # against the network run from the image
-    where: str  # "everywhere", "border", and which channels
-    channels: list[int]  # that differ; empty: all
-    cause: str  # "dilation", "dropped bias", ...
-    detail: str  # one sentence
-    confirmed: bool  # recomputing torch's step with the cause made the error vanish
-    residual: float | None  # error left then, as a share of the range
-    layers_checked: int
-    layers: int
-    measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-
-
-class StageError(Fact):
-    """One output compared between two stages, over all images."""
-
-    name: str
-    max_abs: float
-    psnr_db: float | None  # None: identical
-
-
-class StagePair(Fact):
-    """Two neighbouring stages of a conversion on the same photographs: what this step alone changed."""
-
-    chain: str  # "onnx", "coreml", "tfjs", "tflite"
-    variant: str
-    recipe: str
-    before: str  # "ONNX as exported"
-    after: str  # "ONNX simplified"
-    runtimes: tuple[str, str]
-    outputs: list[StageError]
-    flipped_permille: float  # of the mask pixels, by this step
-    mask_iou: float  # of the two stages' nail masks, pooled
-    share: float  # of the chain's whole squared error in fgbg that arose here, 0..1
-    largest: bool  # no other pair of the chain contributes more
-    images: int
-    measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-
-
-class BisectResult(Fact):
-    """Where a file begins to compute something else than the network; nowhere is an answer, too."""
-
-    artifact: ArtifactRef
-    weights_sha256: str
-    engine: str
-    images: ImageSet
-    found: Divergence | None  # None: every layer computes what torch computes from the same inputs
-    measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-
-
-class ConversionStages(Fact):
-    """A file's whole conversion, step by step: each neighbouring pair on the same photographs."""
-
-    artifact: ArtifactRef  # the last stage is this file
-    weights_sha256: str
-    images: ImageSet
-    versions: dict[str, str]
-    machine: Machine
-    pairs: list[StagePair]
-    measured_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 class PrePostResult(Fact):

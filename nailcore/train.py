@@ -6,7 +6,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +15,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
+from nailcore.batches import BatchPipeline, load_batches
 from nailcore.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from nailcore.data.augment import AugmentConfig, Crops
 from nailcore.data.folder import Dataset
-from nailcore.data.mixing import Batch, MixedBatches, Phase, PhotoStore
+from nailcore.data.mixing import MixedBatches, Phase, PhotoStore
 from nailcore.errors import NailtoolError
-from nailcore.losses import DirectionLoss, LossParts, MaskLoss, shrink_targets, total_loss
+from nailcore.losses import DirectionLoss, LossParts, MaskLoss, total_loss
 from nailcore.nets.cascade import Cascade, build_cascade
 from nailcore.nets.encoder import as_encoder
 from nailcore.nets.weights import check_encoder, check_state, init_encoders, read_state, save_weights
@@ -309,53 +310,6 @@ def _dump(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=FREE_SETTINGS)
 
 
-def load_batches(batches: MixedBatches, first: int, workers: int) -> Iterable[Batch]:
-    """The batches from ``first`` on, in their order; made between the steps, or by ``workers`` processes."""
-    steps = range(first, len(batches))
-    if not workers:
-        return (batches[step] for step in steps)
-    from torch.utils.data import DataLoader
-
-    loader: Iterable[Batch] = DataLoader(
-        batches,  # type: ignore[arg-type]  # has __getitem__ and __len__, which is all that is used
-        batch_size=None,
-        sampler=steps,
-        num_workers=workers,
-        prefetch_factor=3,
-        worker_init_fn=_calm_worker,
-    )
-    return loader
-
-
-def _calm_worker(_: int) -> None:
-    """One thread per worker: there are several workers."""
-    import cv2
-
-    cv2.setNumThreads(1)
-
-
-class _Pipeline:
-    """From bytes on the CPU to normalised images and labels at every stride on the device."""
-
-    def __init__(self, variant: Variant, config: TrainConfig, device: torch.device) -> None:
-        self.mean = torch.tensor(variant.mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(variant.std, device=device).view(1, 3, 1, 1)
-        self.strides = tuple(sorted(config.level_weights))
-        self.device = device
-
-    def prepare(self, batch: Batch) -> tuple[torch.Tensor, dict[int, Any]]:
-        """Images (N, 3, S, S) in the network's range, channels last, and targets by stride."""
-        images = torch.from_numpy(batch.images).to(self.device).permute(0, 3, 1, 2)
-        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        targets = shrink_targets(
-            torch.from_numpy(batch.masks).to(self.device).float(),
-            torch.from_numpy(batch.fingers).to(self.device),
-            torch.from_numpy(batch.directions).to(self.device),
-            self.strides,
-        )
-        return x, targets
-
-
 def run_steps(
     fabric: Any, batches: MixedBatches, state: TrainState, config: TrainConfig, variant: Variant
 ) -> Iterator[StepReport]:
@@ -364,7 +318,7 @@ def run_steps(
     network.mark_forward_method("forward_levels")
     state.average.to(fabric.device)
     average = _Average(state.average, state.network, config.ema_decay)
-    pipeline = _Pipeline(variant, config, fabric.device)
+    pipeline = BatchPipeline(variant, config.level_weights, fabric.device)
     network.train()
     loader = iter(load_batches(batches, state.step, config.workers))
     while state.step < config.steps:

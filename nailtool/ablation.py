@@ -13,7 +13,7 @@ from nailtool.training import TrainOrder, check_extra, find_init, make_config, o
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from benchmark.ablation import AblationReport
+    from benchmark.ablation_facts import AblationReport
     from nailcore.train import StepReport
 
 

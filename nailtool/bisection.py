@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from nailcore.artifact import MANIFEST_SUFFIX, Artifact, manifest_path, read_manifest
+from nailcore.divergence_facts import BisectResult
 from nailcore.errors import ArtifactError, UnknownNameError
-from nailcore.facts import ArtifactRef, BisectResult, write_fact
+from nailcore.facts import ArtifactRef, write_fact
 from nailcore.storage import hash_file, hash_path
 from nailtool.pipeline import Order, run_plan
 

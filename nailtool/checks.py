@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nailcore.artifact import read_manifest
+from nailcore.divergence_facts import ConversionStages
 from nailcore.errors import ArtifactError
-from nailcore.facts import ConversionStages, ParityResult, PrePostResult, read_fact
+from nailcore.facts import ParityResult, PrePostResult, read_fact
 from nailcore.runtime import Engine
 from nailcore.variant import Variant
 from nailtool.executors import describe_place

@@ -79,7 +79,8 @@ def _render_kinds(accuracy: AccuracyResult) -> str:
 
 
 def _render_ablation(files: list[Path]) -> str:
-    from benchmark.ablation import AblationReport, render_markdown
+    from benchmark.ablation import render_markdown
+    from benchmark.ablation_facts import AblationReport
 
     return render_markdown(read_fact(files[0], AblationReport))
 

@@ -139,7 +139,8 @@ def compare_conversion(
     """Compare each step of a conversion with the one before it, on the first held-out images."""
     from benchmark import parity
     from benchmark.conversion_stages import Chain, compare_stages
-    from nailcore.facts import ArtifactRef, ConversionStages
+    from nailcore.divergence_facts import ConversionStages
+    from nailcore.facts import ArtifactRef
     from nailcore.measure import describe_machine
     from nailcore.runtime import Engine
     from nailcore.storage import hash_file

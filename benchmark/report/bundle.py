@@ -5,10 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from nailcore.artifact import Artifact
+from nailcore.divergence_facts import BisectResult, ConversionStages
 from nailcore.facts import (
     AccuracyResult,
-    BisectResult,
-    ConversionStages,
     ImageSet,
     Measurement,
     ParityResult,

@@ -13,12 +13,11 @@ from benchmark.report.bundle import DamagedFile, ReportContext, ReportInput, Sta
 from benchmark.report.lineage import find_weights_sha256, index_by_file
 from benchmark.report.overlays import load_heatmaps, load_overlays
 from nailcore.artifact import MANIFEST_SUFFIX, Artifact, BrokenParent, read_manifest
+from nailcore.divergence_facts import BisectResult, ConversionStages
 from nailcore.errors import ArtifactError
 from nailcore.facts import (
     AccuracyResult,
     ArtifactRef,
-    BisectResult,
-    ConversionStages,
     Fact,
     Measurement,
     ParityResult,

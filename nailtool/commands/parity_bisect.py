@@ -10,7 +10,7 @@ import typer
 from nailtool.terminal import Terminal
 
 if TYPE_CHECKING:
-    from nailcore.facts import Divergence
+    from nailcore.divergence_facts import Divergence
     from nailtool.bisection import Bisection
     from nailtool.pipeline import Order
 

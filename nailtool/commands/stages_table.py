@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from nailtool.terminal import Terminal
 
 if TYPE_CHECKING:
-    from nailcore.facts import ConversionStages, PrePostResult, StageParity
+    from nailcore.divergence_facts import ConversionStages
+    from nailcore.facts import PrePostResult, StageParity
 
 NEGLIGIBLE = 1e-6  # of any figure: rounding of float64
 

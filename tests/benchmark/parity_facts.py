@@ -14,18 +14,14 @@ from benchmark.heatmaps import write_heatmaps
 from benchmark.report import collect_facts, render_report, write_report
 from model_zoo import find_variant
 from nailcore.artifact import Artifact, read_manifest
+from nailcore.divergence_facts import BisectResult, ConversionStages, Divergence, StageError, StagePair
 from nailcore.facts import (
     ArtifactRef,
-    BisectResult,
-    ConversionStages,
-    Divergence,
     Gate,
     ImageSet,
     Limits,
     ParityResult,
     PrePostResult,
-    StageError,
-    StagePair,
     StageParity,
     write_fact,
 )

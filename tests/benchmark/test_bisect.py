@@ -20,8 +20,9 @@ from benchmark.torch_graph import TorchGraph, as_input
 from deploy import find_target
 from model_zoo import find_variant, weights_path
 from nailcore.artifact import open_artifact
+from nailcore.divergence_facts import Divergence
 from nailcore.errors import ArtifactError
-from nailcore.facts import Divergence, read_fact, write_fact
+from nailcore.facts import read_fact, write_fact
 from nailcore.preprocess import letterbox
 from nailcore.runtime import Images, Layer
 from tests.benchmark.broken_onnx import Defect, list_defects, plant_defect

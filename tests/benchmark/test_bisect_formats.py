@@ -17,8 +17,8 @@ from deploy import find_target
 from deploy.tflite_file import read_tflite
 from model_zoo import find_variant, weights_path
 from nailcore.artifact import open_artifact
+from nailcore.divergence_facts import Divergence
 from nailcore.errors import ArtifactError
-from nailcore.facts import Divergence
 from nailcore.nets import load_network
 from nailcore.preprocess import letterbox
 from nailcore.runtime import Images

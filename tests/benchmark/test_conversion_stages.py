@@ -14,8 +14,9 @@ from benchmark.conversion_stages import compare_stages, describe_stages
 from model_zoo import find_variant, weights_path
 from nailcore.artifact import open_artifact, write_manifest
 from nailcore.data.folder import Sample
+from nailcore.divergence_facts import StagePair
 from nailcore.errors import DataError, UnknownNameError
-from nailcore.facts import StagePair, read_fact, write_fact
+from nailcore.facts import read_fact, write_fact
 from nailcore.storage import hash_path, size_bytes
 from tests.benchmark.broken_onnx import change
 from tests.browser_marks import skip_without_browser

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from nailcore.batches import BatchPipeline
 from nailcore.checkpoint import TrainState, save_checkpoint
 from nailcore.data.folder import Dataset, open_dataset
 from nailcore.data.mixing import Batch, Phase
@@ -137,15 +138,14 @@ def test_broken_weights_never_replace_a_checkpoint(tmp_path: Path) -> None:
 def test_a_nan_in_the_loss_names_step_and_batch(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nailcore import train
 
-    real, calls = train._Pipeline.prepare, itertools.count()
+    real, calls = BatchPipeline.prepare, itertools.count()
 
-    def spoil(self: train._Pipeline, batch: Batch) -> tuple[torch.Tensor, dict[int, object]]:
+    def spoil(self: BatchPipeline, batch: Batch) -> tuple[torch.Tensor, dict[int, object]]:
         x, targets = real(self, batch)
         return (x * float("nan") if next(calls) == 2 else x), targets
 
-    monkeypatch.setattr(train._Pipeline, "prepare", spoil)
+    monkeypatch.setattr(BatchPipeline, "prepare", spoil)
     with pytest.raises(NailtoolError, match=r"loss became nan at step 2 \(batch 2, seed 0\)"):
         run_training(TINY, [dataset], CONFIG, tmp_path, init=None)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
