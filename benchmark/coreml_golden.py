@@ -279,7 +279,7 @@ def _reporting() -> Iterator[None]:
     try:
         yield
     except NailtoolError as error:
-        typer.echo(str(error), err=True)
+        typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nailcore.errors import NailtoolError
+from pydantic import ValidationError
+
+from nailcore.errors import ArtifactError, NailtoolError, tell_problems
 from nailcore.facts import AccuracyResult, read_fact
 from nailtool.plan import TrainingPlan
 from nailtool.retraining import POOLED, RESULT
@@ -24,7 +26,6 @@ class Evidence:
     command: str  # that measures it
     render: Callable[[list[Path]], str]
     patterns: tuple[str, ...]  # below the folder; the first is the one that must be there
-
     options: str = ""  # of the command, while it was not run
     tell_options: Callable[[Path], str] | None = None  # those it ran with, from its first file
 
@@ -40,14 +41,21 @@ class Evidence:
         return [file for files in found for file in files] if found[0] else []
 
 
-def _tell_folds(file: Path) -> str:
-    """The options of a cross-validation: how many folds, and what of the plan it left out."""
+def _tell_options(file: Path) -> str:
+    """The options that decided what a run of a plan did."""
     result = read_fact(file, RetrainingResult)
-    plan = TrainingPlan.model_validate(result.plan)
-    left_out = "" if plan.sizes and plan.sizes.px else " --sizes none"
+    try:
+        plan = TrainingPlan.model_validate(result.plan)
+    except ValidationError as error:
+        raise ArtifactError(f"{file}: holds a plan that is none: {tell_problems(error, most=1)}") from error
+    options = [f"--folds {result.folds}"] if result.folds else []
     if plan.sizes is None:  # as in a plan that has none, where this option changes nothing
-        left_out = f" --until {plan.stages[-1].name}"
-    return f"--folds {result.folds}{left_out}"
+        options.append(f"--until {plan.stages[-1].name}")
+    else:
+        options.append(f"--sizes {','.join(map(str, plan.sizes.px)) or 'none'}")
+    if result.machine_labels is not None:
+        options.append(f"--machine-labels {result.machine_labels:g}")
+    return " ".join([*options, *(["--smoke"] if result.smoke else [])])
 
 
 def _render_stages(files: list[Path]) -> str:
@@ -94,14 +102,14 @@ def _render_choices(files: list[Path]) -> str:
 RENDERED, PHOTOGRAPHS = "rendered", "photographs"
 RETRAIN = "nailtool retrain --plan PLAN --photos PHOTOS --init FILE --out FOLDER"
 EVIDENCE = (
-    Evidence("Stages", RETRAIN, _render_stages, (f"{RESULT}.json",)),
+    Evidence("Stages", RETRAIN, _render_stages, (f"{RESULT}.json",), tell_options=_tell_options),
     Evidence(
         "Cross-validation",
         RETRAIN,
         _render_folds,
         (f"{POOLED}.json", f"{POOLED}/*.json"),
-        "--folds 5",
-        _tell_folds,
+        options="--folds 5",
+        tell_options=_tell_options,
     ),
     Evidence(
         "Photographs",

@@ -136,15 +136,15 @@ def build_variants(order: Order, units: Sequence[Unit], gate: GateOrder | None =
     stages = plan.build_stages(wanted)
     if gate is not None:
         stages += plan_gates(plan, gate, node, _describe_machine(), wanted)
-    looks = any(isinstance(node, DataNode) for stage in stages for node in stage.inputs)
+    looks = any(isinstance(entry, DataNode) for stage in stages for entry in stage.inputs)
     first = _data_stages(plan, order.data) if looks else []
     with _hold(order) as folder:
         results = _run_held(order, [*first, *stages], folder, order.data)
         if gate is not None:
-            left = replace(gate, units=list_made(gate.units, results))
+            left, good = replace(gate, units=list_made(gate.units, results)), list_made(wanted, results)
             results = run_unblocked(
                 results,
-                lambda: plan_gates(plan, left, node, _describe_machine(), wanted),
+                lambda: plan_gates(plan, left, node, _describe_machine(), good),
                 lambda chosen: _run_held(order, chosen, folder, None),
             )
     return results

@@ -263,6 +263,7 @@ def _sum_up(
         plan=order.plan.model_dump(mode="json"),
         smoke=order.smoke,
         folds=order.folds,
+        machine_labels=order.machine_labels,
         stages=stages,
         pooled=[StageFigures.of(result) for result in pooled],
         machine=describe_machine(),

@@ -46,6 +46,7 @@ class RetrainingResult(Fact):
     plan: dict[str, object]
     smoke: bool  # two steps a stage: the figures mean nothing
     folds: int  # 0: one training, measured on the written split
+    machine_labels: float | None = None  # guesses of at least this confidence were learnt from
     stages: list[StageFacts]
     pooled: list[StageFigures]  # over the held-out parts of all folds
     machine: Machine

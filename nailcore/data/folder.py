@@ -131,10 +131,10 @@ class Sample:
         return Labels(index, tuple(nail.without_guesses() for nail in self.record.nails), known)
 
     def hash_labels(self) -> str:
-        """SHA-256 over everything that is said of the image."""
+        """SHA-256 over everything that is said of the nails."""
         if self.shapes is None:
             mask = hash_file(self.mask) if self.mask is not None else ""
-            if not self.record.nails:
+            if not self.record.nails:  # then the mask says it all
                 return mask
             return hashlib.sha256(f"{mask}\n{self.record.model_dump_json()}".encode()).hexdigest()
         lines = [self.shapes.image.model_dump_json(exclude={"id"})]

@@ -19,13 +19,14 @@ class KnownLabels(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     dataset: str
     note: str  # who said it, and how exact it is
-    images: dict[str, ImageRecord]  # by stem; points in pixels of the upright photo
+    images: dict[str, ImageRecord]  # by stem; points in pixels, and the area of the very mask they are for
+    sha256: str = ""  # of the file, once it was read
 
 
-def find_known_labels(stems: Collection[str]) -> tuple[KnownLabels, str] | None:
-    """Those of the set that all of these photographs belong to, and the SHA-256 of their file."""
+def find_known_labels(stems: Collection[str]) -> KnownLabels | None:
+    """Those of the set that all of these photographs belong to, if there is one."""
     for path in sorted(KNOWN_DIR.glob("*.json")) if stems else ():
         known = KnownLabels.model_validate_json(path.read_bytes())
         if set(stems) <= set(known.images):
-            return known, hash_file(path)
+            return known.model_copy(update={"sha256": hash_file(path)})
     return None

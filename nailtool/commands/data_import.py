@@ -22,7 +22,10 @@ SUBJECT_HELP = (
 )
 LABEL_HELP = "What a label means: a finger (left thumb, ...), nail (unknown finger) or skip. Repeat it."
 AUTO_HELP = "Take over fingers and directions that a machine guessed (auto_* of manifest.json), marked so."
-KNOWN_HELP = "Take over the fingers and directions that ship with nailtool for a public set (docs/data.md)."
+KNOWN_HELP = (
+    "Take over fingers and directions that ship with nailtool for a public set; default: yes, "
+    "unless --auto-labels is given."
+)
 BAD_HELP = "Leave photos out that cannot be used, and list them, instead of stopping at the first."
 
 
@@ -37,7 +40,9 @@ def import_data(
         list[str] | None, typer.Option("--label", metavar="NAME=MEANING", help=LABEL_HELP)
     ] = None,
     auto_labels: Annotated[bool, typer.Option("--auto-labels", help=AUTO_HELP)] = False,
-    known_labels: Annotated[bool, typer.Option("--known-labels/--no-known-labels", help=KNOWN_HELP)] = True,
+    known_labels: Annotated[
+        bool | None, typer.Option("--known-labels/--no-known-labels", help=KNOWN_HELP, show_default=False)
+    ] = None,
     name: Annotated[str, typer.Option("--name", help="Name of the data set; default: the source's.")] = "",
     licence: Annotated[str, typer.Option("--licence", help="Licence of the photos.")] = "",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=BAD_HELP)] = False,
@@ -66,7 +71,9 @@ def import_data(
         licence=licence,
         skip_bad=skip_bad,
         wishes=Wishes(
-            meanings=parse_meanings(label or ()), auto_labels=auto_labels, known_labels=known_labels
+            meanings=parse_meanings(label or ()),
+            auto_labels=auto_labels,
+            known_labels=not auto_labels if known_labels is None else known_labels,
         ),
     )
     existed = out.exists()
@@ -102,7 +109,7 @@ def show_import(terminal: Terminal, out: Path, record: ImportRecord, *, worked: 
     terminal.show(f"Photos: {how}.")
     if known := record.settings.get("known_labels"):
         terminal.show(
-            f"Fingers and directions: named by eye for {known.split()[0]}, they ship with nailtool."
+            f"Fingers and directions: those that ship with nailtool for {known}; annotations.json says whose."
         )
     notes = [(photo.file, note) for photo in record.photos for note in photo.notes]
     for title, rows in (("Left out", list(record.left_out)), ("Noted", notes)):

@@ -113,7 +113,7 @@ def ladder(
         found = _read(order, units)
     _show(terminal, found, markdown=markdown)
     if found.missing and not markdown:
-        why = "what makes it failed." if run else "--run makes it."
+        why = "its conversion, check or timing failed." if run else "--run makes it."
         terminal.note(f"No verdict about {', '.join(found.missing)}: {why}")
     if save is not None:
         write_fact(save, found.without_images())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -13,10 +14,12 @@ from nailcore.data.folder import SPLITS_DIR, SplitFile, open_dataset
 from nailcore.data.importing import ImportOrder, import_set
 from nailcore.data.importing.found import Wishes
 from nailcore.data.known_labels import KNOWN_DIR, KnownLabels, find_known_labels
+from nailcore.data.labels import match_nails
 from nailcore.errors import DataError
 from tests.nailcore import foreign_files as files
 
-NAIL = {"finger": "left index", "base": [11, 15], "tip": [11, 6], "area_px": 0}
+AREA_PX = int(np.count_nonzero(match_nails(files.make_mask(), ()) == 1))
+NAIL = {"finger": "left index", "base": [11, 15], "tip": [11, 6], "area_px": AREA_PX}
 
 
 @pytest.fixture
@@ -34,7 +37,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_import_takes_them_over_where_they_lie_inside_a_nail(source: Path, tmp_path: Path) -> None:
     order = ImportOrder(source, tmp_path / "out")
     record, _ = import_set(order)
-    assert record.settings["known_labels"].startswith("famous ")
+    assert record.settings["known_labels"] == "famous"
+    assert json.loads((tmp_path / "out" / "annotations.json").read_text())["info"]["note"].endswith("by eye")
     for sample in open_dataset(tmp_path / "out").samples:
         first, second = sample.load_labels().nails
         assert (first.finger, first.base, first.tip) == ("left index", (11, 15), (11, 6))
@@ -49,8 +53,27 @@ def test_an_import_before_there_were_any_is_not_taken_for_one_with_them(source: 
     out = tmp_path / "out"
     import_set(ImportOrder(source, out, wishes=Wishes(known_labels=False)))
     assert all(nail.finger is None for sample in open_dataset(out).samples for nail in sample.record.nails)
-    with pytest.raises(DataError, match="other settings: known_labels ''"):
+    with pytest.raises(DataError, match=r"(?s)other settings: known_labels ''.*give --no-known-labels"):
         import_set(ImportOrder(source, out))
+
+
+@pytest.mark.parametrize("change", ["half the size", "mirrored", "another nail"])
+def test_copies_whose_nails_lie_elsewhere_get_none(change: str, source: Path, tmp_path: Path) -> None:
+    for path in (*(source / "images").iterdir(), *(source / "masks").iterdir()):
+        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert pixels is not None
+        if change == "half the size":
+            pixels = cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_NEAREST)
+        elif change == "mirrored":
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        elif path.parent.name == "masks":
+            pixels[14:20, 5:9] = 255  # the same nail, annotated anew
+        cv2.imwrite(str(path), pixels)
+    record, _ = import_set(ImportOrder(source, tmp_path / "out"))
+    assert all("known labels left out" in " ".join(photo.notes) for photo in record.photos)
+    for sample in open_dataset(tmp_path / "out").samples:
+        assert sample.record.labels == ("mask",)
+        assert all(nail.finger is None and nail.base is None for nail in sample.record.nails)
 
 
 def test_other_photographs_and_the_source_s_own_labels_come_first(source: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from nailcore.data import known_labels
 from nailcore.data.folder import open_dataset
 from nailtool.cli import make_app
 from tests.nailcore import foreign_files as files
@@ -46,6 +47,21 @@ def ask(*arguments: object, code: int = 0) -> dict[str, Any]:
     done = CliRunner().invoke(make_app(), ["data", *map(str, arguments), "--json"])
     assert done.exit_code == code, done.output + str(done.exception)
     return dict(json.loads(done.stdout))
+
+
+def test_known_labels_come_by_themselves_but_not_beside_guesses(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"labels": ["mask", "finger"], "nails": []}
+    known = {"dataset": "famous", "note": "by eye", "images": dict.fromkeys(NAMES, record)}
+    (tmp_path / "famous.json").write_text(json.dumps(known))
+    monkeypatch.setattr(known_labels, "KNOWN_DIR", tmp_path)
+    (source / "manifest.json").write_text("[]")
+    assert "those that ship with nailtool for famous" in call("import", source, "--out", "a")
+    for number, flags in enumerate((("--no-known-labels",), ("--auto-labels",))):
+        assert "known_labels" not in ask("import", source, "--out", f"b{number}", *flags)["settings"]
+    both = ask("import", source, "--out", "c", "--auto-labels", "--known-labels")
+    assert both["settings"]["known_labels"] == "famous"
 
 
 def test_from_masks_to_a_split_and_a_sheet(source: Path, tmp_path: Path) -> None:

@@ -307,7 +307,9 @@ def test_a_recipe_that_fails_keeps_no_other_file_from_being_timed_and_judged(
         assert {v.artifact.recipe for v in ladder.verdicts} == {"fp32", "int8-slow", "int8-x", "int8-weights"}
         assert all(v.speed for v in ladder.verdicts if v.fp32)
         assert ladder.missing == (f"nail43-64 onnx {REFUSED}",)
-        assert "refused." in said.err and f"about nail43-64 onnx {REFUSED}: what makes it failed" in said.err
+        told = f"about nail43-64 onnx {REFUSED}: its conversion, check or timing failed"
+        assert "refused." in said.err and told in said.err
+        assert ("built speed" in said.err) == (times == "once"), "timed again"
     names = [REFUSED, "int8-x"]
     assert build("--recipes", ",".join(names), "--device", "timer", "--json") == ConversionError.exit_code
     (verdict,) = read_json(capsys)["gates"]

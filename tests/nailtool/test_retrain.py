@@ -185,6 +185,7 @@ def test_the_card_tells_what_was_measured_and_what_was_not(done: Path, tmp_path:
     )
     assert "nail43-480 by kind of image, 2 images of" in text and "| nail size |" in text
     assert "--photos PHOTOS --init FILE --out FOLDER --folds 2 --sizes none`." in text
+    assert "--photos PHOTOS --init FILE --out FOLDER --sizes 288`." in text  # the stages
     missing = text[text.index("## Not measured here") :]
     assert (
         "`nailtool ablate --variant VARIANT --data PHOTOS --init FILE --out FOLDER/ablation`" in missing
@@ -198,6 +199,15 @@ def test_the_card_tells_what_was_measured_and_what_was_not(done: Path, tmp_path:
     with pytest.raises(ArtifactError, match=r"cross-validation\.json"):
         write_family(out, out, "tiny")
     assert (out / "README.md").read_text("utf-8") == text
+    stored = json.loads((out / "retraining.json").read_text())
+    (out / "cross-validation.json").unlink()
+    for sizes, options in ((None, "--until mixed"), ({**stored["plan"]["sizes"], "px": []}, "--sizes none")):
+        other = {**stored, "plan": {**stored["plan"], "sizes": sizes}, "machine_labels": 0.6, "smoke": True}
+        (out / "retraining.json").write_text(json.dumps(other))
+        assert f"--out FOLDER {options} --machine-labels 0.6 --smoke`." in render_family(out, "tiny")
+    (out / "retraining.json").write_text(json.dumps({**stored, "plan": {"name": "tiny"}}))
+    with pytest.raises(ArtifactError, match=r"retraining\.json: holds a plan that is none"):
+        render_family(out, "tiny")
     with pytest.raises(NailtoolError, match=r"holds none of retraining\.json"):
         render_family(tmp_path / "elsewhere", "tiny")
 

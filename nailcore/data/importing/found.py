@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from nailcore.data.known_labels import KnownLabels
 from nailcore.data.labels import Label, MachineMade, Point
 from nailcore.data.shapes import Shape
 from nailcore.errors import DataError
@@ -59,7 +60,7 @@ class FoundSet:
     left_out: tuple[tuple[str, str], ...] = ()  # (what, why)
     name: str = ""
     licence: str = ""
-    known_labels: str = ""  # fingers and directions taken over: public set and hash of the file
+    known_labels: KnownLabels | None = None  # fingers and directions that were taken over
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,10 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
     masks = {path.relative_to(masks_dir).with_suffix("").as_posix(): path for path in list_photos(masks_dir)}
     card, guesses = _read_card(source), _read_manifest(source) if wishes.auto_labels else {}
     photos = list_photos(photos_dir)
-    records, known_labels = card.images if card else {}, ""
+    known = None
     if card is None and wishes.known_labels:
         known = find_known_labels({photo.stem for photo in photos})
-        if known is not None:
-            records, known_labels = known[0].images, f"{known[0].dataset} {known[1][:12]}"
+    records = card.images if card else known.images if known else {}
     images, used = [], set()
     for photo in photos:
         place = photo.relative_to(photos_dir).with_suffix("").as_posix()
@@ -81,7 +80,12 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
                 key=photo.relative_to(source).as_posix(),
                 label_file=mask,
                 read=partial(
-                    _read_mask, photo, mask, record, guesses.get(photo.name, ()), wishes.min_area_px
+                    _read_known if known else _read_mask,
+                    photo,
+                    mask,
+                    record,
+                    guesses.get(photo.name, ()),
+                    wishes.min_area_px,
                 ),
                 subject=record.subject if record else None,
                 problem=problem,
@@ -90,7 +94,7 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
     left_out = [(p.relative_to(source).as_posix(), "a mask without a photo") for p in masks.values()]
     left_out = [entry for entry in left_out if source / entry[0] not in used]
     name, licence = (card.name, card.licence) if card else ("", "")
-    return FoundSet(tuple(images), tuple(left_out), name, licence, known_labels)
+    return FoundSet(tuple(images), tuple(left_out), name, licence, known)
 
 
 def _read_card(source: Path) -> DatasetCard | None:
@@ -164,6 +168,27 @@ def _read_mask(  # noqa: PLR0917 - bound by partial
     if specks:
         notes.append(f"{specks} piece(s) of less than {min_area_px} px left out")
     return FoundLabels(tuple(nails), frame, record.labels if record else None, tuple(notes))
+
+
+def _read_known(  # noqa: PLR0917 - bound by partial
+    photo: Path,
+    path: Path,
+    record: ImageRecord | None,
+    guesses: Sequence[Mapping[str, Any]],
+    min_area_px: int,
+    size: tuple[int, int],
+) -> FoundLabels:
+    """As ``_read_mask``, with known labels: they count where the mask is the very one they were made for.
+
+    A scaled or mirrored copy of the set has the same names, and its nails elsewhere.
+    """
+    pieces = match_nails(load_mask(path), record.nails if record else ())
+    areas = np.bincount(pieces.ravel(), minlength=256)
+    fitting = tuple(n for k, n in enumerate(record.nails if record else (), 1) if areas[k] == n.area_px)
+    if record is not None and len(fitting) < len(record.nails):
+        found = _read_mask(photo, path, None, guesses, min_area_px, size)
+        return replace(found, notes=(*found.notes, "known labels left out: they are for another mask"))
+    return replace(_read_mask(photo, path, record, guesses, min_area_px, size), labels=None)
 
 
 # -- what a machine guessed --------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from nailcore.data.importing.photo import (
     turn_shape,
     write_photo,
 )
+from nailcore.data.known_labels import KnownLabels
 from nailcore.data.labels import MAX_NAILS, ImageRecord, Label, NailRecord
 from nailcore.data.shapes import fill_shape
 from nailcore.errors import DataError, UnknownNameError
@@ -52,7 +53,7 @@ class ImportOrder:
     skip_bad: bool = False
     wishes: Wishes = field(default_factory=Wishes)
 
-    def describe(self, chosen: str, known_labels: str) -> dict[str, str]:
+    def describe(self, chosen: str, known: KnownLabels | None) -> dict[str, str]:
         """The settings that decide the result, for the record."""
         settings = {
             "source": self.source.resolve().name,
@@ -65,7 +66,9 @@ class ImportOrder:
             "min_area_px": str(self.wishes.min_area_px),
             "labels": ", ".join(f"{k}={v}" for k, v in sorted(self.wishes.meanings.items())),
         }
-        return settings | ({"known_labels": known_labels} if known_labels else {})
+        return settings | (
+            {"known_labels": known.dataset, "known_labels_sha256": known.sha256} if known else {}
+        )
 
 
 class ImportedPhoto(BaseModel):
@@ -163,7 +166,10 @@ def import_set(
     info = CocoInfo(
         description=order.name or found.name or order.source.resolve().stem,
         licence=order.licence or found.licence or "unknown",
-        note=f"Imported from {settings['source']} ({chosen}); {RECORD} says more.",
+        note=" ".join(
+            [f"Imported from {settings['source']} ({chosen}); {RECORD} says more."]
+            + ([found.known_labels.note] if found.known_labels else [])
+        ),
     )
     write_coco(order.out / ANNOTATIONS, build_coco(info, [part.image for part in parts]))
     _forget_strangers(order.out / "images", {part.photo.file for part in parts})
@@ -187,10 +193,11 @@ def _claim(out: Path, settings: dict[str, str]) -> ImportRecord | None:
         if record.settings != settings:
             keys = [*record.settings, *(key for key in settings if key not in record.settings)]
             then, now = record.settings, settings
-            other = [f"{key} '{then.get(key, '')}'" for key in keys if then.get(key) != now.get(key)]
+            other = {key: f"{key} '{then.get(key, '')}'" for key in keys if then.get(key) != now.get(key)}
+            without = "" if "known_labels" in then else " or, for the same as before, give --no-known-labels"
             raise DataError(
-                f"{out}: holds an import with other settings: {', '.join(other)}.",
-                hint="Name another folder with --out.",
+                f"{out}: holds an import with other settings: {', '.join(other.values())}.",
+                hint=f"Name another folder with --out{without if 'known_labels' in other else ''}.",
             )
         return record
     if note.is_file():
