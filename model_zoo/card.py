@@ -32,27 +32,31 @@ def _degrees(interval: Interval | None) -> str:
     return "–" if interval is None else interval.tell(unit="°")
 
 
+def _kind(accuracy: AccuracyResult) -> str:
+    return f"{accuracy.images.count} {'rendered' if accuracy.images.synthetic else 'photographs'}"
+
+
 def render_labels(*facts: WeightsFacts) -> str:
-    """Fingers and directions of weights files on the rendered images that carry these labels."""
-    lines = [
-        "| variant | rendered images | right finger | direction error, median | p90 |",
-        "|---|---|---|---|---|",
-    ]
-    for accuracy in (a for one in facts for a in one.accuracy_synthetic):
-        angles = [accuracy.direction_error_median_deg, accuracy.direction_error_p90_deg]
-        lines.append(
-            f"| {accuracy.variant} | {accuracy.images.count} | {_share(accuracy.finger_accuracy)} "
-            f"| {' | '.join(map(_degrees, angles))} |"
+    """Fingers and directions of weights files on the images that carry these labels, photographs first."""
+    lines = ["| variant | images | right finger | direction error, median | p90 |", "|---|---|---|---|---|"]
+    photographs = [accuracy for one in facts for accuracy in one.accuracy]
+    for accuracy in (*photographs, *(a for one in facts for a in one.accuracy_synthetic)):
+        finger, median, p90 = (
+            accuracy.finger_accuracy,
+            accuracy.direction_error_median_deg,
+            accuracy.direction_error_p90_deg,
         )
+        if finger is not None or median is not None:
+            angles = f"{_degrees(median)} | {_degrees(p90)}"
+            lines.append(f"| {accuracy.variant} | {_kind(accuracy)} | {_share(finger)} | {angles} |")
     return "\n".join(lines)
 
 
 def _nail_row(accuracy: AccuracyResult) -> str:
     shares = [accuracy.nail_recall, accuracy.finger_accuracy, accuracy.finger_accuracy_alone]
     angles = [accuracy.direction_error_median_deg, accuracy.direction_error_p90_deg]
-    kind = "rendered" if accuracy.images.synthetic else "photographs"
-    cells = [*map(_share, shares), *map(_degrees, angles)]
-    return f"| {accuracy.variant} | {accuracy.images.count} {kind} | {' | '.join(cells)} |"
+    cells = [accuracy.variant, _kind(accuracy), *map(_share, shares), *map(_degrees, angles)]
+    return f"| {' | '.join(cells)} |"
 
 
 def render_nails(facts: WeightsFacts) -> str:
