@@ -19,6 +19,7 @@ _LEGEND = (
     "green: left hand, orange: right hand, blue: unknown finger; "
     "T I M R P: thumb to pinky; ?: guessed by a machine"
 )
+_NUMBERED = "green: left hand, orange: right hand, blue: unknown finger; numbers as `data name` takes them"
 # Colours as BGR, told apart by colour-blind people as well (Okabe and Ito).
 _COLOURS = {"left": (115, 158, 0), "right": (0, 159, 230), "": (233, 180, 86)}
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
@@ -27,9 +28,16 @@ Cell = npt.NDArray[np.uint8]
 
 
 def write_contact_sheet(
-    samples: Sequence[Sample], out: Path, *, columns: int = 6, cell_px: int = CELL_PX
+    samples: Sequence[Sample],
+    out: Path,
+    *,
+    columns: int = 6,
+    cell_px: int = CELL_PX,
+    numbers: bool = False,
 ) -> None:
     """Write a PNG with one cell per sample, in the order given, and a line that explains the colours.
+
+    With ``numbers`` each nail shows its number instead of its finger and arrow: for ``data name``.
 
     Raises:
         DataError: there are no samples, one cannot be read, or ``out`` is no PNG.
@@ -45,10 +53,10 @@ def write_contact_sheet(
     sheet = np.full((rows * (cell_px + _LABEL_PX) + _LABEL_PX, columns * cell_px, 3), 255, np.uint8)
     for index, sample in enumerate(samples):
         top, left = (index // columns) * (cell_px + _LABEL_PX), (index % columns) * cell_px
-        cell = draw_cell(sample, cell_px)
+        cell = draw_cell(sample, cell_px, numbers=numbers)
         sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
         _write(sheet, sample.name[: cell_px // 7], (left + 3, top + cell_px + 13))
-    _write(sheet, _LEGEND[: columns * cell_px // 6], (3, sheet.shape[0] - 5))
+    _write(sheet, (_NUMBERED if numbers else _LEGEND)[: columns * cell_px // 6], (3, sheet.shape[0] - 5))
     done, png = cv2.imencode(".png", sheet)
     if not done:
         raise DataError(f"{out}: the sheet of {len(samples)} images could not be encoded.")
@@ -61,7 +69,7 @@ def _write(sheet: Cell, text: str, place: tuple[int, int]) -> None:
     cv2.putText(sheet, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.36, _BLACK, 1, cv2.LINE_AA)
 
 
-def draw_cell(sample: Sample, cell_px: int = CELL_PX) -> Cell:
+def draw_cell(sample: Sample, cell_px: int = CELL_PX, *, numbers: bool = False) -> Cell:
     """(h, w, 3) BGR with the longer side at ``cell_px``; lines are drawn after scaling, 1 px wide.
 
     Machine-made fingers and directions are shown as well, with a question mark.
@@ -78,8 +86,14 @@ def draw_cell(sample: Sample, cell_px: int = CELL_PX) -> Cell:
     for k in range(1, int(index.max(initial=0)) + 1):
         nail = sample.record.nails[k - 1] if k <= len(sample.record.nails) else None
         _draw_outline(cell, np.asarray(index == k), scale, _colour(nail))
-    for nail in sample.record.nails:
-        _draw_direction(cell, nail, scale, 0.36 * max(1.0, cell_px / CELL_PX))
+    letter_size = 0.36 * max(1.0, cell_px / CELL_PX)
+    for k in range(1, int(index.max(initial=0)) + 1) if numbers else ():
+        rows, columns = np.nonzero(index == k)
+        if len(rows):
+            middle = round(float(columns.mean()) * scale) - 4, round(float(rows.mean()) * scale) + 4
+            _draw_text(cell, str(k), middle, letter_size)
+    for nail in () if numbers else sample.record.nails:
+        _draw_direction(cell, nail, scale, letter_size)
     return cell
 
 
@@ -118,8 +132,14 @@ def _draw_direction(cell: Cell, nail: NailRecord, scale: float, letter_size: flo
     back = np.subtract(nail.base, nail.tip)
     back = back / max(float(np.hypot(*back)), 1e-6) * 9
     corner = (round(base[0] + back[0] - 4 * len(text)), round(base[1] + back[1] + 4))
+    _draw_text(cell, text, corner, letter_size)
+
+
+def _draw_text(cell: Cell, text: str, corner: tuple[int, int], size: float) -> None:
+    import cv2
+
     for colour, width in ((_BLACK, 3), (_WHITE, 1)):
-        cv2.putText(cell, text, corner, cv2.FONT_HERSHEY_SIMPLEX, letter_size, colour, width, cv2.LINE_AA)
+        cv2.putText(cell, text, corner, cv2.FONT_HERSHEY_SIMPLEX, size, colour, width, cv2.LINE_AA)
 
 
 def _letters(nail: NailRecord) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -128,6 +129,17 @@ class ImageRecord(BaseModel):
         }
         labels = tuple(label for label in LABELS if label in self.labels or label in gained)
         return self.model_copy(update={"labels": labels, "nails": nails})
+
+
+def carried_labels(nails: Iterable[NailRecord]) -> tuple[Label, ...]:
+    """The labels that people gave to at least one nail, and the mask; those of machines alone are not."""
+    known = [nail.without_guesses() for nail in nails]
+    labels: list[Label] = ["mask"]
+    if any(nail.finger for nail in known):
+        labels.append("finger")
+    if any(nail.base and nail.tip for nail in known):
+        labels.append("direction")
+    return tuple(labels)
 
 
 @dataclass(frozen=True)

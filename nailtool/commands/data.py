@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nailtool.boundary import guarded
-from nailtool.commands import data_autolabel, data_check, data_fetch, data_import
+from nailtool.commands import data_autolabel, data_check, data_fetch, data_import, data_name
 from nailtool.commands.options import JsonOption, QuietOption
 from nailtool.terminal import Terminal
 
@@ -20,6 +20,7 @@ app.command("check")(data_check.check)
 app.command("split")(data_check.split)
 app.command("fetch")(data_fetch.fetch)
 app.command("autolabel")(data_autolabel.autolabel)
+app.command("name")(data_name.name)
 
 
 @app.command("show")
@@ -31,6 +32,7 @@ def show(
     part: Annotated[str, typer.Option("--part", help="all, train, validation, test or held-out.")] = "all",
     columns: Annotated[int, typer.Option("--columns", min=1, max=50, help="Pictures per row.")] = 6,
     cell: Annotated[int, typer.Option("--cell", min=64, max=2048, help="Long side of a picture, px.")] = 320,
+    numbers: Annotated[bool, typer.Option("--numbers", help="Number the nails, for `data name`.")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,7 +49,7 @@ def show(
         raise UnknownNameError("part", part, PARTS)
     dataset = open_dataset(folder)
     samples = dataset.part(PARTS[part])
-    write_contact_sheet(samples, out, columns=columns, cell_px=cell)
+    write_contact_sheet(samples, out, columns=columns, cell_px=cell, numbers=numbers)
     kind = "synthetic images" if dataset.card.synthetic else "images"
     terminal.show(f"{len(samples)} {kind} of {dataset.card.name} ({part}): {out}")
     terminal.emit(

@@ -64,6 +64,35 @@ def test_known_labels_come_by_themselves_but_not_beside_guesses(
     assert both["settings"]["known_labels"] == "famous"
 
 
+def test_nails_are_numbered_and_named(source: Path, tmp_path: Path) -> None:
+    call("import", source, "--out", "data", "--quiet")
+    call("show", "data", "--out", "plain.png", "--quiet")
+    call("show", "data", "--out", "numbers.png", "--numbers", "--quiet")
+    plain, numbers = (cv2.imread(str(tmp_path / f"{name}.png")) for name in ("plain", "numbers"))
+    assert plain is not None and numbers is not None and plain.shape == numbers.shape
+    assert (plain[: -20 - files.HEIGHT] != numbers[: -20 - files.HEIGHT]).any()
+    (tmp_path / "names.txt").write_text("anna 1=LI@0 2=LM@10\nben.jpg 1=RT\n")
+    done = ask("name", "data", "--from", "names.txt")
+    assert (done["photos"], done["fingers"], done["directions"]) == (2, 3, 2)
+    typed = CliRunner().invoke(make_app(), ["data", "name", "data", "--from", "-"], input="cleo 1=LP@5\n")
+    assert typed.exit_code == 0 and "1 fingers, 1 directions" in typed.output
+    known = {
+        s.name: [n.finger for n in s.load_labels().nails] for s in open_dataset(tmp_path / "data").samples
+    }
+    assert known == {
+        "anna": ["left index", "left middle"],
+        "ben": ["right thumb", None],
+        "cleo": ["left pinky", None],
+        "dora": [None, None],
+    }
+    assert "names.txt: cannot be read" in call("name", "data", "--from", "other/names.txt", code=2)
+    assert "line 1: there is no photo 'eve'" in " ".join(
+        CliRunner()
+        .invoke(make_app(), ["data", "name", "data", "--from", "-"], input="eve 1=LI")
+        .output.split()
+    )
+
+
 def test_from_masks_to_a_split_and_a_sheet(source: Path, tmp_path: Path) -> None:
     made = ask("import", source, "--out", "data", "--subject", r"images/(\w+)\.", "--licence", "CC0-1.0")
     assert (made["photos"], made["nails"], made["worked"], made["left_out"]) == (4, 8, True, [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,7 @@ from nailcore.data.importing.photo import (
     write_photo,
 )
 from nailcore.data.known_labels import KnownLabels
-from nailcore.data.labels import MAX_NAILS, ImageRecord, Label, NailRecord
+from nailcore.data.labels import MAX_NAILS, ImageRecord, NailRecord, carried_labels
 from nailcore.data.shapes import fill_shape
 from nailcore.errors import DataError, UnknownNameError
 from nailcore.storage import write_text
@@ -258,7 +258,7 @@ def _import_photo(
     records, labelled, notes = _check_nails(image, labels, info, order.wishes.min_area_px)
     file_name, done = write_photo(info, order.out / "images", stem)
     record = ImageRecord(
-        labels=labels.labels if labels.labels is not None else _carried(records),
+        labels=labels.labels if labels.labels is not None else carried_labels(records),
         subject=subject,
         nails=tuple(records),
     )
@@ -359,14 +359,3 @@ def _check_nails(
     if len(records) > MAX_NAILS:
         raise DataError(f"{image.photo}: {len(records)} nails, at most {MAX_NAILS} are possible.")
     return records, kept, notes
-
-
-def _carried(records: Sequence[NailRecord]) -> tuple[Label, ...]:
-    """The labels that people gave to at least one nail; those of machines alone are not declared."""
-    known = [record.without_guesses() for record in records]
-    labels: list[Label] = ["mask"]
-    if any(nail.finger for nail in known):
-        labels.append("finger")
-    if any(nail.base and nail.tip for nail in known):
-        labels.append("direction")
-    return tuple(labels)
