@@ -90,8 +90,8 @@ def draw_cell(sample: Sample, cell_px: int = CELL_PX, *, numbers: bool = False) 
     for k in range(1, int(index.max(initial=0)) + 1) if numbers else ():
         rows, columns = np.nonzero(index == k)
         if len(rows):
-            middle = round(float(columns.mean()) * scale) - 4, round(float(rows.mean()) * scale) + 4
-            _draw_text(cell, str(k), middle, letter_size)
+            middle = round(float(columns.mean()) * scale) - 5, round(float(rows.mean()) * scale) + 5
+            _draw_text(cell, str(k), middle, 1.4 * letter_size)
     for nail in () if numbers else sample.record.nails:
         _draw_direction(cell, nail, scale, letter_size)
     return cell
