@@ -351,8 +351,13 @@ def _headline(accuracy: list[AccuracyResult]) -> float:
 
 
 def check_shippable(order: TrainOrder) -> None:
-    """Raises NailtoolError when no variant uses weights of the name that a training will give its own."""
-    from model_zoo import load_variants
+    """Say before a training why its weights could not be shipped after it.
+
+    Raises:
+        NailtoolError: no variant uses weights of the name they will have, or the shipped ones were
+            measured on images that this training does not measure on.
+    """
+    from model_zoo import WEIGHTS_DIR, load_variants
 
     name, known = choose_variants(order)[0].weights, {v.weights for v in load_variants().values()}
     if name not in known:
@@ -360,6 +365,16 @@ def check_shippable(order: TrainOrder) -> None:
             f"--ship: no variant uses weights called {name}; there are {', '.join(sorted(known))}.",
             hint="Fine-tune for the input size of one variant, with --input-px.",
         )
+    shipped = WEIGHTS_DIR / f"{name}.json"
+    if shipped.is_file():
+        old = read_fact(shipped, WeightsFacts).accuracy[0].images
+        if old.sha256 not in [source.describe("test").sha256 for source in open_sources(order)]:
+            raise NailtoolError(
+                f"--ship: the shipped {name} was measured on other images ({old.name}) than --data holds, "
+                "so nobody could tell which one is better.",
+                hint="Train without --ship, and put the files into model_zoo/weights yourself: "
+                "docs/training.md says how.",
+            )
 
 
 def ship_weights(out: Path, facts: WeightsFacts) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from nailcore.data.coco import (
     read_coco,
     write_entries,
 )
+from nailcore.data.importing.naming import join_path
 from nailcore.data.labels import Label, carried_labels
 from nailcore.data.shapes import Mask, span_points
 from nailcore.errors import DataError
@@ -30,7 +32,7 @@ from nailcore.variant import FINGER_CLASSES
 UNKNOWN, RIGHT = "?", "ok"  # nobody can tell; the machine's guess is right
 LETTERS = {f"{name[0]}{name.split()[1][0]}".upper(): name for name in FINGER_CLASSES}  # LT: left thumb
 _TOKEN = re.compile(rf"(\d+)=({'|'.join(LETTERS)}|ok|\?)?(?:@(\?|-?\d+(?:\.\d+)?))?", re.IGNORECASE)
-HOW = "Expected NUMBER=FINGER@DEGREES, such as 3=LI@90, 3=LI, 3=@90, 3=?@? or 3=ok (docs/data.md)."
+HOW = "Expected NUMBER=FINGER@DEGREES, such as 3=LI@90, 3=LI, 3=@90, 3=?@? or 3=ok (docs/data.md)"
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def name_nails(root: Path, text: str, source: str) -> Named:
             if found is not None:
                 book.take(*found)
         except ValueError as error:
-            raise DataError(f"{source}, line {number}: {error}", hint="Nothing was written.") from error
+            raise DataError(f"{source}, line {number}: {error}.", hint="Nothing was written.") from error
     _declare(path, book.data)
     write_entries(path, book.data)
     return Named(photos=len(book.seen), **book.counts)
@@ -124,9 +126,12 @@ class _Book:
 
     def take(self, name: str, said: Sequence[Said]) -> None:
         """Put what is said of one photo into its entries; raises ValueError for what cannot be."""
-        image = self.images.get(name) or self.images.get(PurePosixPath(name).stem)
+        tries = (name, PurePosixPath(name).stem, join_path(name))
+        image = next((self.images[stem] for stem in tries if stem in self.images), None)
         if image is None:
-            raise ValueError(f"there is no photo '{name}'")
+            near = difflib.get_close_matches(tries[-1], self.images, n=3)
+            meant = f"; did you mean {', '.join(near)}?" if near else ""
+            raise ValueError(f"there is no photo '{name}'{meant}")
         if image.file_name in self.seen:
             raise ValueError(f"'{name}' is named twice")
         self.seen.add(image.file_name)

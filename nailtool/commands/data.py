@@ -41,14 +41,25 @@ def show(
     Example: nailtool data show photos --out sheet.png --part held-out
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
+    from nailcore.data.coco import ANNOTATIONS
     from nailcore.data.folder import PARTS, open_dataset
-    from nailcore.errors import UnknownNameError
+    from nailcore.errors import DataError, UnknownNameError
     from nailtool.contact_sheet import write_contact_sheet
 
     if part not in PARTS:
         raise UnknownNameError("part", part, PARTS)
     dataset = open_dataset(folder)
+    if numbers and not (folder / ANNOTATIONS).is_file():
+        raise DataError(
+            f"{folder / ANNOTATIONS}: no such file, and numbers are for `data name`, which writes into it.",
+            hint="Bring the folder into our format first: `nailtool data import`.",
+        )
     samples = dataset.part(PARTS[part])
+    if not samples:
+        raise DataError(
+            f"{folder}: its {part} part holds no images.",
+            hint="`nailtool data split --force` writes another.",
+        )
     write_contact_sheet(samples, out, columns=columns, cell_px=cell, numbers=numbers)
     kind = "synthetic images" if dataset.card.synthetic else "images"
     terminal.show(f"{len(samples)} {kind} of {dataset.card.name} ({part}): {out}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nailcore.data.checking import CheckReport, Finding
 
 SHOWN = 5  # findings of one kind that are printed; --all and --json give every one
+MUCH_LESS = 0.1  # of all images missing from the training part: worth a word
 PARTS_HELP = "TRAIN/VALIDATION/TEST in any unit, or TRAIN/TEST; default: the paper's."
 
 
@@ -128,6 +129,14 @@ def split(
         ),
         right=("images", "share", "wanted", "groups"),
     )
+    terminal.show(f"Written: {folder / 'split.json'}")
+    learnt, wanted = images["train"] / total, proportions[0] / sum(proportions)
+    if wanted - learnt > MUCH_LESS:
+        terminal.show(
+            f"{len(made.groups)} people or groups cannot be divided as wanted: only {images['train']} of "
+            f"{total} images are learnt from. Without a validation part (--parts 4/1 --force) it may be "
+            "more; `nailtool retrain --folds` measures every image in turn."
+        )
     for a, b, bits in division.copies:
         terminal.show(f"Kept together as near-copies ({bits} of 64 bits differ): {a}, {b}")
     if division.nameless:

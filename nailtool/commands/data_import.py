@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 SHOWN = 12  # lines of a list that is printed; the record holds all of them
 FORMAT_HELP = "auto, masks (images/ and masks/), coco, labelme or yolo-seg."
 SUBJECT_HELP = (
-    "Whose hands: 'folder' (the photo's folder), or a regular expression on its path; the first group counts."
+    "Whose hands: 'folder' (the photo's folder), or a regular expression on the file's name (one with a / "
+    "sees the path); the first group counts."
 )
 LABEL_HELP = "What a label means: a finger (left thumb, ...), nail (unknown finger) or skip. Repeat it."
 AUTO_HELP = "Take over fingers and directions that a machine guessed (auto_* of manifest.json), marked so."
@@ -111,6 +112,11 @@ def show_import(terminal: Terminal, out: Path, record: ImportRecord, *, worked: 
         terminal.show(
             f"Fingers and directions: those that ship with nailtool for {known}; annotations.json says whose."
         )
+    people = Counter(photo.subject for photo in record.photos if photo.subject is not None)
+    if people:
+        told = [f"{person} {count}" for person, count in people.most_common(SHOWN)]
+        told += [f"and {len(people) - SHOWN} more"] if len(people) > SHOWN else []
+        terminal.show(f"People, with their photos: {', '.join(told)}.")
     notes = [(photo.file, note) for photo in record.photos for note in photo.notes]
     for title, rows in (("Left out", list(record.left_out)), ("Noted", notes)):
         if rows:
@@ -123,6 +129,7 @@ def show_import(terminal: Terminal, out: Path, record: ImportRecord, *, worked: 
         "nails": nails,
         "done": dict(done),
         "left_out": [{"what": what, "why": why} for what, why in record.left_out],
+        "people": dict(people),
         "notes": [{"file": file, "note": note} for file, note in notes],
         "settings": record.settings,
     }

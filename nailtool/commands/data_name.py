@@ -42,7 +42,8 @@ def name(
     try:
         text = sys.stdin.read() if str(source) == "-" else source.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source}: cannot be read: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise DataError(f"{source}: cannot be read: {why}.") from error
     with hold_folder(folder, files=("annotations.json",)):
         named = name_nails(folder, text, "standard input" if str(source) == "-" else str(source))
     terminal.show(

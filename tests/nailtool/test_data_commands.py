@@ -86,11 +86,32 @@ def test_nails_are_numbered_and_named(source: Path, tmp_path: Path) -> None:
         "dora": [None, None],
     }
     assert "names.txt: cannot be read" in call("name", "data", "--from", "other/names.txt", code=2)
-    assert "line 1: there is no photo 'eve'" in " ".join(
+    assert "line 1: there is no photo 'anne'; did you mean anna?" in " ".join(
         CliRunner()
-        .invoke(make_app(), ["data", "name", "data", "--from", "-"], input="eve 1=LI")
+        .invoke(make_app(), ["data", "name", "data", "--from", "-"], input="anne 1=LI")
         .output.split()
     )
+
+
+def test_what_cannot_be_numbered_or_shown_is_told(source: Path, tmp_path: Path) -> None:
+    told = " ".join(call("show", source, "--numbers", "--out", "x.png", code=2).split())
+    assert "annotations.json: no such file" in told and "data import" in told
+    call("import", source, "--out", "data", "--quiet")
+    call("split", "data", "--parts", "1/1", "--quiet")
+    told = " ".join(call("show", "data", "--part", "validation", "--out", "x.png", code=2).split())
+    assert "its validation part holds no images" in told
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_people_are_counted_and_a_split_that_learns_from_few_says_so(source: Path) -> None:
+    told = " ".join(call("import", source, "--out", "two", "--subject", "^.").split())
+    assert "People, with their photos: a 1, b 1, c 1, d 1." in told
+    told = " ".join(call("split", "two").split())
+    assert "only 2 of 4 images are learnt from" in told and "Written: two/split.json" in told
+    assert "no person named" not in call("check", "two")
+    call("import", source, "--out", "nobody", "--quiet")
+    told = " ".join(call("check", "nobody").split())
+    assert "no person named (1)" in told and "4 of 4 photos name nobody" in told
 
 
 def test_from_masks_to_a_split_and_a_sheet(source: Path, tmp_path: Path) -> None:
@@ -135,7 +156,7 @@ def test_check_says_what_is_wrong_and_what_to_do(source: Path, tmp_path: Path) -
     assert "base equals tip (7)" in output and "and 2 more" in output and "Move them apart" in output
     assert "and 2 more" not in call("check", "data", "--all", code=1)
     found = ask("check", "data", code=1)
-    assert not found["ok"] and len(found["findings"]) == 8
+    assert not found["ok"] and len(found["findings"]) == 9
     assert found["findings"][0] | {"what": ""} == {
         "kind": "base equals tip",
         "file": "anna.jpg",

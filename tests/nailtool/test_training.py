@@ -13,12 +13,12 @@ import model_zoo
 from model_zoo.card import render_card
 from nailcore.data.synth import draw_few
 from nailcore.errors import BusyError, NailtoolError, UnknownNameError, WeightsError
-from nailcore.facts import WeightsFacts, read_fact
+from nailcore.facts import WeightsFacts, read_fact, write_fact
 from nailcore.nets import load_network
 from nailcore.storage import hash_file
 from nailtool.cli import main
 from nailtool.lock import hold_folder
-from nailtool.training import parse_data, parse_phase, ship_weights
+from nailtool.training import TrainOrder, check_shippable, parse_data, parse_phase, ship_weights
 
 SETTINGS = ["--depth", "43", "--steps", "1", "--batch", "2", "--crop", "64", "--threads", "1", "--quiet"]
 
@@ -115,6 +115,25 @@ def test_weights_that_no_variant_uses_are_refused_before_the_training(
     assert run("--data", str(photos), "--out", str(out), "--ship", *SETTINGS) == NailtoolError.exit_code
     told = " ".join(capsys.readouterr().err.split())
     assert "no variant uses weights called nail43" in told and "--input-px" in told and not out.exists()
+
+
+def test_weights_that_were_measured_on_other_photographs_are_refused_before_the_training(
+    photos: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_zoo, "WEIGHTS_DIR", tmp_path)
+    facts = read_fact(trained / "nail43.json", WeightsFacts)
+    order = TrainOrder(
+        data=(str(photos),), depth=43, init=None, out=tmp_path / "out", settings={}, input_px=288
+    )
+    for sha256 in (facts.accuracy[0].images.sha256, "0" * 64):
+        images = facts.accuracy[0].images.model_copy(update={"sha256": sha256})
+        accuracy = [facts.accuracy[0].model_copy(update={"images": images})]
+        write_fact(tmp_path / "nail43-288.json", facts.model_copy(update={"accuracy": accuracy}))
+        if sha256 == "0" * 64:
+            with pytest.raises(NailtoolError, match=r"nail43-288 was measured on other images"):
+                check_shippable(order)
+        else:
+            check_shippable(order)
 
 
 def test_a_shipping_that_fails_leaves_no_facts_about_other_weights(

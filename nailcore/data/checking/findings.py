@@ -50,6 +50,9 @@ KINDS: dict[str, Kind] = {
     "split does not fit": Kind("problem", "Write it again: `nailtool data split --force`."),
     # -- worth knowing
     "no split": Kind("note", "All of it is held out, nothing learnt; `nailtool data split` writes one."),
+    "no person named": Kind(
+        "note", "A person's photos may stand on both sides: `data import --subject`, or `subject` of images."
+    ),
     "same photo twice": Kind("note", "Harmless within one part; `data split` keeps copies together."),
     "photo not listed": Kind("note", "It has no labels and is passed over."),
     "unusual photo": Kind("note", "Read as 8-bit RGB; `data import` writes it so."),

@@ -76,6 +76,8 @@ def check_folder(root: Path, *, progress: Progress | None = None) -> CheckReport
     split = _read_split(root, {entry.path.stem for entry in listed}, findings)
     parts = split.parts() if split is not None else {}
     findings += _check_people(listed, parts)
+    if split is None or (root / SPLIT_FILE).is_file():  # the split of a public set was made by eye
+        findings += _find_nameless(root, listed)
     findings += _check_copies(hashes, {entry.path.stem: entry.name for entry in listed}, parts)
     if progress is not None:
         progress(len(listed), len(listed))
@@ -286,6 +288,14 @@ def _check_people(listed: Sequence[_Listed], parts: dict[str, Part]) -> list[Fin
         for person, found in where.items()
         if len(found) > 1
     ]
+
+
+def _find_nameless(root: Path, listed: Sequence[_Listed]) -> list[Finding]:
+    nameless = [entry.name for entry in listed if entry.subject is None]
+    if not nameless:
+        return []
+    what = f"{len(nameless)} of {len(listed)} photos name nobody"
+    return [Finding(kind="no person named", file=nameless[0] if len(nameless) == 1 else root.name, what=what)]
 
 
 def _check_copies(hashes: dict[str, int], names: dict[str, str], parts: dict[str, Part]) -> list[Finding]:

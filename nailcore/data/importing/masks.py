@@ -22,7 +22,7 @@ from nailcore.data.importing.found import (
 )
 from nailcore.data.importing.photo import inspect_photo, load_pixels
 from nailcore.data.known_labels import find_known_labels
-from nailcore.data.labels import MIRRORED_FINGER, ImageRecord, MachineMade, match_nails
+from nailcore.data.labels import MIRRORED_FINGER, ImageRecord, IndexMap, MachineMade, match_nails
 from nailcore.data.shapes import Mask, encode_rle, span_points
 from nailcore.errors import DataError
 from nailcore.variant import FINGER_CLASSES
@@ -30,12 +30,16 @@ from nailcore.variant import FINGER_CLASSES
 PHOTO_FOLDERS = ("images", "image", "img", "imgs", "photos")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "segmentation", "SegmentationClass")
 _ENDINGS = ("", "_mask", "-mask", "_label", "-label", "_seg", ".mask")
+_LOSSLESS = (".png", ".bmp", ".tif", ".tiff")  # a mask beside its photo is one of these
 _SAME_NAIL_PX = 3.0  # how far the centre of a nail of the manifest may lie from that of its piece
 
 
+LAYOUTS = "images/ beside masks/, for all or in a folder for each person, or NAME_mask.png beside NAME.jpg"
+
+
 def suits(source: Path) -> bool:
-    """Whether a folder holds photos and masks side by side."""
-    return source.is_dir() and _find_folders(source) is not None
+    """Whether a folder holds photos and masks in one of the known layouts."""
+    return source.is_dir() and any(mask for _, mask in _list_pairs(source)[0])
 
 
 def _find_folders(source: Path) -> tuple[Path, Path] | None:
@@ -46,43 +50,73 @@ def _find_folders(source: Path) -> tuple[Path, Path] | None:
     return photos, masks
 
 
+def _list_pairs(source: Path) -> tuple[list[tuple[Path, Path | None]], list[Path]]:
+    """Every photo with its mask, if it has one, and the masks of no photo.
+
+    Photos and masks lie in two folders, at the top or in the folder of each person, or beside each other.
+    """
+    below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    roots = [source] if _find_folders(source) else [path for path in below if _find_folders(path)]
+    pairs: list[tuple[Path, Path | None]] = []
+    masks: list[Path] = []
+    for root in roots:
+        folders = _find_folders(root)
+        if folders is not None:
+            found, stray = _pair_folders(*folders)
+            pairs, masks = pairs + found, masks + stray
+    return (pairs, masks) if roots else (_pair_neighbours(list_photos(source)), [])
+
+
+def _pair_folders(photos: Path, masks: Path) -> tuple[list[tuple[Path, Path | None]], list[Path]]:
+    known = {path.relative_to(masks).with_suffix("").as_posix(): path for path in list_photos(masks)}
+    pairs: list[tuple[Path, Path | None]] = []
+    for photo in list_photos(photos):
+        place = photo.relative_to(photos).with_suffix("").as_posix()
+        pairs.append((photo, next((known[place + end] for end in _ENDINGS if place + end in known), None)))
+    used = {mask for _, mask in pairs}
+    return pairs, [path for path in known.values() if path not in used]
+
+
+def _pair_neighbours(files: Sequence[Path]) -> list[tuple[Path, Path | None]]:
+    """NAME.jpg with NAME_mask.png, or with NAME.png, of one folder; nothing where no two belong together."""
+    by_place = {path.with_suffix("").as_posix(): path for path in files if path.suffix.lower() in _LOSSLESS}
+    pairs: list[tuple[Path, Path | None]] = []
+    for photo in files:
+        place = photo.with_suffix("").as_posix()
+        ends = _ENDINGS if photo.suffix.lower() not in _LOSSLESS else _ENDINGS[1:]
+        pairs.append((photo, next((by_place[place + end] for end in ends if place + end in by_place), None)))
+    used = {mask for _, mask in pairs}
+    return [pair for pair in pairs if pair[0] not in used]
+
+
 def find(source: Path, wishes: Wishes) -> FoundSet:
     """Every photo that has a mask of its name.
 
     Raises:
         DataError: no such folders, or a damaged ``dataset.json`` or ``manifest.json``.
     """
-    folders = _find_folders(source)
-    if folders is None:
-        raise DataError(
-            f"{source}: holds no photos with masks.",
-            hint=f"Expected {PHOTO_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/ with equal file stems.",
-        )
-    photos_dir, masks_dir = folders
-    masks = {path.relative_to(masks_dir).with_suffix("").as_posix(): path for path in list_photos(masks_dir)}
+    pairs, stray = _list_pairs(source) if source.is_dir() else ([], [])
+    if not any(mask for _, mask in pairs):
+        raise DataError(f"{source}: holds no photos with masks.", hint=f"Expected {LAYOUTS}.")
     card, guesses = _read_card(source), _read_manifest(source) if wishes.auto_labels else {}
-    photos = list_photos(photos_dir)
     known = None
     if card is None and wishes.known_labels:
-        known = find_known_labels({photo.stem for photo in photos})
+        known = find_known_labels({photo.stem for photo, _ in pairs})
     records = card.images if card else known.images if known else {}
-    images, used = [], set()
-    for photo in photos:
-        place = photo.relative_to(photos_dir).with_suffix("").as_posix()
-        mask = next((masks[place + end] for end in _ENDINGS if place + end in masks), None)
-        problem = "" if mask else f"{photo}: has no mask; expected {masks_dir / (place + '.png')}."
-        mask = mask or photo
-        used.add(mask)
+    images = []
+    for photo, mask in pairs:
+        expected = photo.parent.parent / MASK_FOLDERS[0] / f"{photo.stem}.png"
+        problem = "" if mask else f"{photo}: has no mask; expected {expected}."
         record = records.get(photo.stem)
         images.append(
             FoundImage(
                 photo=photo,
                 key=photo.relative_to(source).as_posix(),
-                label_file=mask,
+                label_file=mask or photo,
                 read=partial(
                     _read_known if known else _read_mask,
                     photo,
-                    mask,
+                    mask or photo,
                     record,
                     guesses.get(photo.name, ()),
                     wishes.min_area_px,
@@ -91,10 +125,9 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
                 problem=problem,
             )
         )
-    left_out = [(p.relative_to(source).as_posix(), "a mask without a photo") for p in masks.values()]
-    left_out = [entry for entry in left_out if source / entry[0] not in used]
+    left_out = tuple((path.relative_to(source).as_posix(), "a mask without a photo") for path in stray)
     name, licence = (card.name, card.licence) if card else ("", "")
-    return FoundSet(tuple(images), tuple(left_out), name, licence, known)
+    return FoundSet(tuple(images), left_out, name, licence, known)
 
 
 def _read_card(source: Path) -> DatasetCard | None:
@@ -145,7 +178,10 @@ def _read_mask(  # noqa: PLR0917 - bound by partial
     records = record.nails if record else ()
     index = match_nails(mask, records)
     nails, notes, specks = [], [], 0
-    for k in range(1, int(index.max(initial=0)) + 1):
+    numbers = range(1, int(index.max(initial=0)) + 1)
+    # Nails of which nothing is known from left to right: people who name them by eye count so.
+    unknown = sorted((k for k in numbers if k > len(records)), key=partial(_find_middle, index))
+    for k in (*(k for k in numbers if k <= len(records)), *unknown):
         piece = np.asarray(index == k)
         area = int(np.count_nonzero(piece))
         if area < min_area_px:
@@ -168,6 +204,12 @@ def _read_mask(  # noqa: PLR0917 - bound by partial
     if specks:
         notes.append(f"{specks} piece(s) of less than {min_area_px} px left out")
     return FoundLabels(tuple(nails), frame, record.labels if record else None, tuple(notes))
+
+
+def _find_middle(index: IndexMap, k: int) -> float:
+    """The column of a nail's middle; of none: far right."""
+    columns = np.nonzero(index == k)[1]
+    return float(columns.mean()) if len(columns) else float("inf")
 
 
 def _read_known(  # noqa: PLR0917 - bound by partial

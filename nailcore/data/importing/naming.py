@@ -36,8 +36,7 @@ def name_photos(keys: Sequence[str]) -> list[str]:
     own = [PurePosixPath(key).stem for key in keys]
     often = Counter(stem.lower() for stem in own)
     named = [
-        stem if often[stem.lower()] == 1 else "-".join(PurePosixPath(key).with_suffix("").parts)
-        for stem, key in zip(own, keys, strict=True)
+        stem if often[stem.lower()] == 1 else join_path(key) for stem, key in zip(own, keys, strict=True)
     ]
     taken: Counter[str] = Counter()
     unique = []
@@ -50,11 +49,20 @@ def name_photos(keys: Sequence[str]) -> list[str]:
     return unique
 
 
+def join_path(key: str) -> str:
+    """A path's folders and stem as one name, without folders that are named for what lies in them."""
+    parts = PurePosixPath(key).with_suffix("").parts
+    return "-".join([*(part for part in parts[:-1] if part.lower() not in _GENERAL), parts[-1]])
+
+
 def find_subject(rule: str, image: FoundImage) -> str | None:
-    """The person of a photo: by ``folder``, by a regular expression on its path, or as the source says.
+    """The person of a photo: by ``folder``, by a regular expression, or as the source says.
+
+    An expression is searched in the file's name; one with a ``/`` in the path, where folders of a tool's own
+    split (``train/``) must not become part of a person's name.
 
     Raises:
-        NailtoolError: not a regular expression; DataError: it finds nothing in the path.
+        NailtoolError: not a regular expression; DataError: it finds nothing there.
     """
     if not rule:
         return image.subject
@@ -66,16 +74,19 @@ def find_subject(rule: str, image: FoundImage) -> str | None:
                 hint="Sort the photos by person, give --subject an expression, or leave it out.",
             )
         return own[-1]
+    text = image.key if "/" in rule else PurePosixPath(image.key).name
     try:
-        match = re.search(rule, image.key)
+        match = re.search(rule, text)
     except re.error as error:
         raise NailtoolError(f"--subject '{rule}': not a regular expression: {error}.") from error
-    if match is None:
+    person = match and (match.group(1) if match.re.groups else match.group(0))
+    if not person:
         raise DataError(
-            f"{image.key}: --subject '{rule}' finds nothing in this path.",
-            hint="Every photo needs its person, or people may stand on both sides of a split.",
+            f"{image.key}: --subject '{rule}' finds nothing in '{text}'.",
+            hint="Every photo needs its person, or people may stand on both sides of a split. "
+            "An expression with a / sees the whole path.",
         )
-    return match.group(1) if match.re.groups else match.group(0)
+    return person
 
 
 class Hashes:

@@ -83,6 +83,7 @@ class ImportedPhoto(BaseModel):
     done: str  # copied, metadata removed, turned upright, ...
     nails: int
     notes: tuple[str, ...] = ()
+    subject: str | None = None  # whose hands
 
 
 class ImportRecord(BaseModel):
@@ -117,7 +118,9 @@ def choose_format(source: Path, wanted: str) -> str:
     if len(suited) != 1:
         what = f"may be {' or '.join(suited)}" if suited else "is of no format that can be told"
         raise DataError(
-            f"{source}: {what}.", hint=f"Say which it is: --format {' or '.join(suited or FORMATS)}."
+            f"{source}: {what}.",
+            hint=f"Say which it is: --format {' or '.join(suited or FORMATS)}. Masks are found as "
+            f"{masks.LAYOUTS}.",
         )
     return suited[0]
 
@@ -190,10 +193,9 @@ def _claim(out: Path, settings: dict[str, str]) -> ImportRecord | None:
             record = ImportRecord.model_validate_json(done.read_bytes())
         except ValidationError as error:
             raise DataError(f"{done}: not a valid import record: {error.errors()[0]['msg']}.") from error
-        if record.settings != settings:
-            keys = [*record.settings, *(key for key in settings if key not in record.settings)]
-            then, now = record.settings, settings
-            other = {key: f"{key} '{then.get(key, '')}'" for key in keys if then.get(key) != now.get(key)}
+        then = record.settings
+        if changed := _differing(then, settings):
+            other = {key: f"{key} '{then.get(key, '')}'" for key in changed}
             without = "" if "known_labels" in then else " or, for the same as before, give --no-known-labels"
             raise DataError(
                 f"{out}: holds an import with other settings: {', '.join(other.values())}.",
@@ -201,9 +203,11 @@ def _claim(out: Path, settings: dict[str, str]) -> ImportRecord | None:
             )
         return record
     if note.is_file():
-        if note.read_text("utf-8") != text:
+        begun: dict[str, str] = json.loads(note.read_text("utf-8"))
+        if changed := _differing(begun, settings):
+            told = ", ".join(f"{key} '{begun.get(key, '')}'" for key in changed)
             raise DataError(
-                f"{out}: holds an unfinished import with other settings.",
+                f"{out}: holds an unfinished import with other settings: {told}.",
                 hint="Repeat those settings, or name another folder with --out.",
             )
     elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
@@ -213,6 +217,12 @@ def _claim(out: Path, settings: dict[str, str]) -> ImportRecord | None:
     (out / "images").mkdir(parents=True, exist_ok=True)
     write_text(note, text)
     return None
+
+
+def _differing(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Settings that differ, but for the one that may be changed when an import is gone on with."""
+    keys = [*then, *(key for key in now if key not in then)]
+    return [key for key in keys if key != "skip_bad" and then.get(key) != now.get(key)]
 
 
 def _compare(out: Path, record: ImportRecord, found: FoundSet, hashes: Hashes) -> None:
@@ -247,7 +257,7 @@ def _import_photo(
 ) -> _Part:
     """Import one photo; its part is written last and marks it as done."""
     if image.problem:
-        raise DataError(image.problem)
+        raise DataError(image.problem, hint="--skip-bad leaves such photos out and lists them.")
     path = order.out / _STATE / f"{hashlib.sha256(image.key.encode()).hexdigest()[:16]}.json"
     source = (hashes.of(image.photo), hashes.of(image.label_file))
     part = _read_part(path, order.out)
@@ -273,6 +283,7 @@ def _import_photo(
             done=done,
             nails=len(records),
             notes=(*labels.notes, *notes),
+            subject=subject,
         ),
         image=LabelledImage(
             file_name=file_name,
