@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,7 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
                 label_file=mask or photo,
                 read=partial(
                     _read_known if known else _read_mask,
-                    photo,
-                    mask or photo,
-                    record,
-                    guesses.get(photo.name, ()),
-                    wishes.min_area_px,
+                    _Pair(photo, mask or photo, record, guesses.get(photo.name, ()), wishes.min_area_px),
                 ),
                 subject=record.subject if record else None,
                 problem=problem,
@@ -160,19 +156,24 @@ def load_mask(path: Path) -> Mask:
     return np.asarray(grey > 127)
 
 
-def _read_mask(  # noqa: PLR0917 - bound by partial
-    photo: Path,
-    path: Path,
-    record: ImageRecord | None,
-    guesses: Sequence[Mapping[str, Any]],
-    min_area_px: int,
-    size: tuple[int, int],
-) -> FoundLabels:
-    mask = load_mask(path)
+@dataclass(frozen=True)
+class _Pair:
+    """A photo with its mask, and what is known or guessed of the nails."""
+
+    photo: Path
+    path: Path  # of the mask
+    record: ImageRecord | None
+    guesses: Sequence[Mapping[str, Any]]
+    min_area_px: int
+
+
+def _read_mask(pair: _Pair, size: tuple[int, int]) -> FoundLabels:
+    mask, record = load_mask(pair.path), pair.record
     frame = (mask.shape[1], mask.shape[0])
     if set(frame) != set(size):
         raise DataError(
-            f"{photo}: is {size[0]}×{size[1]} px but its mask {path.name} is {frame[0]}×{frame[1]} px.",
+            f"{pair.photo}: is {size[0]}×{size[1]} px but its mask {pair.path.name} is "
+            f"{frame[0]}×{frame[1]} px.",
             hint="Labels must cover their image pixel for pixel.",
         )
     records = record.nails if record else ()
@@ -184,7 +185,7 @@ def _read_mask(  # noqa: PLR0917 - bound by partial
     for k in (*(k for k in numbers if k <= len(records)), *unknown):
         piece = np.asarray(index == k)
         area = int(np.count_nonzero(piece))
-        if area < min_area_px:
+        if area < pair.min_area_px:
             specks += area > 0
             continue
         nail = FoundNail(encode_rle(piece), where=f"nail {k}")
@@ -198,11 +199,11 @@ def _read_mask(  # noqa: PLR0917 - bound by partial
                 hidden=known.hidden,
                 machine=known.machine,
             )
-        elif guesses:
-            nail = _guess(nail, piece, guesses)
+        elif pair.guesses:
+            nail = _guess(nail, piece, pair.guesses)
         nails.append(nail)
     if specks:
-        notes.append(f"{specks} piece(s) of less than {min_area_px} px left out")
+        notes.append(f"{specks} piece(s) of less than {pair.min_area_px} px left out")
     return FoundLabels(tuple(nails), frame, record.labels if record else None, tuple(notes))
 
 
@@ -212,25 +213,17 @@ def _find_middle(index: IndexMap, k: int) -> float:
     return float(columns.mean()) if len(columns) else float("inf")
 
 
-def _read_known(  # noqa: PLR0917 - bound by partial
-    photo: Path,
-    path: Path,
-    record: ImageRecord | None,
-    guesses: Sequence[Mapping[str, Any]],
-    min_area_px: int,
-    size: tuple[int, int],
-) -> FoundLabels:
+def _read_known(pair: _Pair, size: tuple[int, int]) -> FoundLabels:
     """As ``_read_mask``, with known labels: they count where the mask is the very one they were made for.
 
     A scaled or mirrored copy of the set has the same names, and its nails elsewhere.
     """
-    pieces = match_nails(load_mask(path), record.nails if record else ())
-    areas = np.bincount(pieces.ravel(), minlength=256)
-    fitting = tuple(n for k, n in enumerate(record.nails if record else (), 1) if areas[k] == n.area_px)
-    if record is not None and len(fitting) < len(record.nails):
-        found = _read_mask(photo, path, None, guesses, min_area_px, size)
+    nails = pair.record.nails if pair.record else ()
+    areas = np.bincount(match_nails(load_mask(pair.path), nails).ravel(), minlength=256)
+    if any(areas[k] != nail.area_px for k, nail in enumerate(nails, start=1)):
+        found = _read_mask(replace(pair, record=None), size)
         return replace(found, notes=(*found.notes, "known labels left out: they are for another mask"))
-    return replace(_read_mask(photo, path, record, guesses, min_area_px, size), labels=None)
+    return replace(_read_mask(pair, size), labels=None)
 
 
 # -- what a machine guessed --------------------------------------------------------------------------
