@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import zipfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmark.comparison import Comparison, judge
 from benchmark.limits import limits_of
+from benchmark.program import reporting
 from model_zoo import find_variant, weights_path
 from nailcore.artifact import Artifact, manifest_path, open_artifact
 from nailcore.data.folder import Dataset, Sample, Split, open_dataset
@@ -273,16 +273,6 @@ DataOption = Annotated[Path, typer.Option("--data", help="Folder of photographs,
 SplitOption = Annotated[str, typer.Option("--split", help="Part of the folder: held-out, train or all.")]
 
 
-@contextlib.contextmanager
-def _reporting() -> Iterator[None]:
-    """Our errors as one message and their own exit code."""
-    try:
-        yield
-    except NailtoolError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
-
-
 def _open_split(data: Path, split: str) -> tuple[Dataset, Split]:
     parts = get_args(Split)
     if split not in parts:
@@ -301,7 +291,7 @@ def record_command(
     ] = "ALL",
 ) -> None:
     """On a Mac: let CoreML execute a package and keep its answers."""
-    with _reporting():
+    with reporting():
         dataset, part = _open_split(data, split)
         card = record(manifest_path(model), dataset, part, out, compute_units=compute_units)
     typer.echo(f"{card.runtime}: {card.images.count} images of {card.artifact.label} in {out}")
@@ -319,7 +309,7 @@ def compare_command(
     ] = None,
 ) -> None:
     """Anywhere: CoreML's recorded answers beside the MIL reference's; exit code 1 when they break a limit."""
-    with _reporting():
+    with reporting():
         dataset, part = _open_split(data, split)
         artifact, _ = open_artifact(manifest_path(model))
         chosen = weights or weights_path(find_variant(artifact.variant))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.program import reporting
 from nailcore.artifact import manifest_path, open_artifact
-from nailcore.errors import NailtoolError
 
 LIMIT = 3.0  # CPU time of the reference over torch's, issue 4
 
@@ -70,11 +70,8 @@ def main() -> None:
     torch.set_num_threads(1)
     slow = False
     for path in options.packages:
-        try:
+        with reporting():
             label, reference, own = measure_package(path, options.rounds)
-        except NailtoolError as error:
-            sys.stderr.write(f"Error: {error}\n")
-            raise SystemExit(error.exit_code) from None
         ratio = reference / own
         slow |= ratio > LIMIT
         sys.stdout.write(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 from nailcore.errors import NailtoolError
 
@@ -10,11 +11,19 @@ from nailcore.errors import NailtoolError
 def run_program(main: Callable[..., None]) -> None:
     """Run a typer function as a program; exit codes are those of ``nailtool``."""
     import typer
+
+    with reporting():
+        typer.run(main)
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[None]:
+    """End the program with our error's message and exit code."""
     from rich.console import Console
     from rich.markup import escape
 
     try:
-        typer.run(main)
+        yield
     except NailtoolError as error:
         Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(error.exit_code) from error

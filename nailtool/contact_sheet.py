@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nailcore.data.folder import Sample
-from nailcore.data.labels import NailRecord, Point
+from nailcore.data.labels import IndexMap, NailRecord, Point
 from nailcore.errors import DataError
 from nailcore.storage import write_bytes
 
@@ -87,12 +87,10 @@ def draw_cell(sample: Sample, cell_px: int = CELL_PX, *, numbers: bool = False) 
         nail = sample.record.nails[k - 1] if k <= len(sample.record.nails) else None
         _draw_outline(cell, np.asarray(index == k), scale, _colour(nail))
     letter_size = 0.36 * max(1.0, cell_px / CELL_PX)
-    for k in range(1, int(index.max(initial=0)) + 1) if numbers else ():
-        rows, columns = np.nonzero(index == k)
-        if len(rows):
-            middle = round(float(columns.mean()) * scale) - 5, round(float(rows.mean()) * scale) + 5
-            _draw_text(cell, str(k), middle, 1.4 * letter_size)
-    for nail in () if numbers else sample.record.nails:
+    if numbers:
+        _draw_numbers(cell, index, scale, 1.4 * letter_size)
+        return cell
+    for nail in sample.record.nails:
         _draw_direction(cell, nail, scale, letter_size)
     return cell
 
@@ -113,6 +111,14 @@ def _draw_outline(
     # Doubled pixel (u, v) has its centre at (u + 0.5) / 2 - 1 of the image's coordinates.
     lines = [np.round((((c + 0.5) / 2 - 1) * scale - 0.5) * (1 << _FINE)).astype(np.int32) for c in contours]
     cv2.polylines(cell, lines, isClosed=True, color=colour, thickness=1, lineType=cv2.LINE_AA, shift=_FINE)
+
+
+def _draw_numbers(cell: Cell, index: IndexMap, scale: float, size: float) -> None:
+    for k in range(1, int(index.max(initial=0)) + 1):
+        rows, columns = np.nonzero(index == k)
+        if len(rows):
+            middle = round(float(columns.mean()) * scale) - 5, round(float(rows.mean()) * scale) + 5
+            _draw_text(cell, str(k), middle, size)
 
 
 def _draw_direction(cell: Cell, nail: NailRecord, scale: float, letter_size: float) -> None:

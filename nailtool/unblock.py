@@ -8,15 +8,14 @@ from nailtool.stage import Stage, StageResult
 from nailtool.stages import Unit
 
 
-def _list_broken(results: Iterable[StageResult]) -> set[str]:
-    """Signatures of the products that a failed or blocked stage did not make."""
-    lost = [result.stage for result in results if result.status in ("failed", "blocked")]
-    return {product.signature for stage in lost for product in stage.products}
+def _list_lost(results: Iterable[StageResult]) -> list[Stage]:
+    """The stages whose products were not made."""
+    return [result.stage for result in results if result.status in ("failed", "blocked")]
 
 
 def list_made(units: Iterable[Unit], results: Sequence[StageResult]) -> tuple[Unit, ...]:
     """The units that no failure kept from being built, in their order."""
-    names = {result.stage.name for result in results if result.status in ("failed", "blocked")}
+    names = {stage.name for stage in _list_lost(results)}
     return tuple(unit for unit in units if unit.name not in names)
 
 
@@ -38,7 +37,8 @@ def run_unblocked(
     blocked = {result.stage.name for result in results if result.status == "blocked"}
     if not blocked:
         return results
-    broken, possible = _list_broken(results), []
+    broken = {product.signature for stage in _list_lost(results) for product in stage.products}
+    possible = []
     for stage in plan_again():
         if stage.name in blocked and not any(node.signature in broken for node in stage.inputs):
             possible.append(stage)

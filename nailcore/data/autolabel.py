@@ -17,17 +17,18 @@ import numpy.typing as npt
 
 from nailcore.data import hands_worker
 from nailcore.data.coco import (
-    ANNOTATIONS,
     UNKNOWN_ID,
     CocoImage,
     CocoNail,
+    describe_direction,
+    find_annotations,
     group_nails,
     rasterise,
     read_coco,
     write_entries,
 )
 from nailcore.data.labels import Label, MachineMade, Point
-from nailcore.data.shapes import Mask, span_points
+from nailcore.data.shapes import Mask
 from nailcore.errors import DataError, MissingToolError
 from nailcore.storage import hash_file
 from nailcore.variant import FINGER_CLASSES, FINGERS
@@ -203,11 +204,7 @@ def autolabel_folder(
         DataError: the folder has no annotations.json, or something in it is damaged.
         MissingToolError: ``python`` has no MediaPipe with hand models.
     """
-    path = root / ANNOTATIONS
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such file.", hint="Bring the folder into our format first: `nailtool data import`."
-        )
+    path = find_annotations(root)
     file = read_coco(path)
     nails, data = group_nails(file), json.loads(path.read_bytes())
     entries = {entry["id"]: entry for entry in data["annotations"]}
@@ -273,12 +270,9 @@ def apply_guess(
             entry["category_id"] = FINGER_CLASSES.index(guess.finger) + 1
             made["finger"] = round(guess.finger_confidence, 3)
     if "direction" in free:
-        points: list[float] = [0.0, 0.0, 0] * 2
+        entry |= describe_direction(mask, guess.direction if guess is not None else None)
         if guess is not None and guess.direction is not None:
-            base, tip = span_points(mask, np.asarray(guess.direction))
-            points = [round(base[0], 2), round(base[1], 2), 2, round(tip[0], 2), round(tip[1], 2), 2]
             made["direction"] = round(guess.direction_confidence, 3)
-        entry |= {"keypoints": points, "num_keypoints": 2 if made.get("direction") is not None else 0}
     if free:
         entry.pop("machine", None)
     if made:

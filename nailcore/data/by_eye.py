@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from nailcore.data.coco import (
-    ANNOTATIONS,
     UNKNOWN_ID,
     CocoFile,
+    describe_direction,
     describe_nails,
+    find_annotations,
     group_nails,
     rasterise,
     read_coco,
@@ -25,7 +26,7 @@ from nailcore.data.coco import (
 )
 from nailcore.data.importing.naming import join_path
 from nailcore.data.labels import Label, carried_labels
-from nailcore.data.shapes import Mask, span_points
+from nailcore.data.shapes import Mask
 from nailcore.errors import DataError
 from nailcore.variant import FINGER_CLASSES
 
@@ -94,11 +95,7 @@ def name_nails(root: Path, text: str, source: str) -> Named:
         DataError: a line cannot be read, names no photo or nail of the folder, or confirms no guess; the
             line is named, and nothing is written.
     """
-    path = root / ANNOTATIONS
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such file.", hint="Bring the folder into our format first: `nailtool data import`."
-        )
+    path = find_annotations(root)
     book = _Book(path)
     for number, line in enumerate(text.splitlines(), start=1):
         try:
@@ -157,14 +154,12 @@ def _put(entry: dict[str, Any], said: Said, mask: Mask, counts: dict[str, int]) 
         counts["fingers" if known else "unknown"] += 1
         _forget_guess(entry, "finger")
     if said.direction is not None:
-        points: list[float] = [0.0, 0.0, 0] * 2
+        direction = None
         if not isinstance(said.direction, str):
             angle = math.radians(said.direction)
-            base, tip = span_points(mask, np.array([math.sin(angle), -math.cos(angle)]))
-            points = [round(base[0], 2), round(base[1], 2), 2, round(tip[0], 2), round(tip[1], 2), 2]
-        known = said.direction != UNKNOWN
-        entry |= {"keypoints": points, "num_keypoints": 2 if known else 0}
-        counts["directions" if known else "unknown"] += 1
+            direction = (math.sin(angle), -math.cos(angle))
+        entry |= describe_direction(mask, direction)
+        counts["unknown" if direction is None else "directions"] += 1
         _forget_guess(entry, "direction")
 
 
@@ -182,6 +177,5 @@ def _declare(path: Path, data: Mapping[str, Any]) -> None:
     nails = group_nails(file)
     entries: Sequence[dict[str, Any]] = data["images"]
     for entry, image in zip(entries, file.images, strict=True):
-        record = describe_nails(path, image, nails[image.id])
-        others = [label for label in ("mask",) if label in image.labels]
-        entry["labels"] = [*others, *(label for label in carried_labels(record.nails) if label != "mask")]
+        carried = carried_labels(describe_nails(path, image, nails[image.id]).nails)
+        entry["labels"] = [label for label in carried if label != "mask" or "mask" in image.labels]

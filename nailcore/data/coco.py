@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from nailcore.data.labels import MAX_NAILS, ImageRecord, IndexMap, Label, MachineMade, NailRecord, Point
-from nailcore.data.shapes import Mask, Shape, encode_rle, fill_shape
+from nailcore.data.shapes import Mask, Shape, encode_rle, fill_shape, span_points
 from nailcore.errors import DataError
 from nailcore.storage import write_text
 from nailcore.variant import FINGER_CLASSES
@@ -180,6 +180,16 @@ def read_coco(path: Path) -> CocoFile:
         ) from error
 
 
+def find_annotations(root: Path) -> Path:
+    """The folder's ``annotations.json``; raises DataError saying how to get one."""
+    path = root / ANNOTATIONS
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file.", hint="Bring the folder into our format first: `nailtool data import`."
+        )
+    return path
+
+
 def rasterise(path: Path, image: CocoImage, nails: Sequence[CocoNail]) -> IndexMap:
     """(H, W) nail index: 0 background, k the k-th nail; where nails overlap, the later one is seen.
 
@@ -263,6 +273,15 @@ def _keypoints(nail: NailRecord) -> list[float]:
             for name, p in named
         )
     )
+
+
+def describe_direction(mask: Mask, direction: Sequence[float] | None) -> dict[str, Any]:
+    """An annotation's keys for a nail (H, W) whose tip points so (x, y); None: nobody knows where."""
+    points: list[float] = [0.0, 0.0, 0] * 2
+    if direction is not None:
+        base, tip = span_points(mask, np.asarray(direction))
+        points = [round(base[0], 2), round(base[1], 2), 2, round(tip[0], 2), round(tip[1], 2), 2]
+    return {"keypoints": points, "num_keypoints": 0 if direction is None else 2}
 
 
 def build_coco(info: CocoInfo, images: Iterable[LabelledImage]) -> CocoFile:

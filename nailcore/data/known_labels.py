@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from nailcore.data.labels import ImageRecord
-from nailcore.storage import hash_file
 
 KNOWN_DIR = Path(__file__).parent / "known"
 
@@ -26,7 +26,8 @@ class KnownLabels(BaseModel):
 def find_known_labels(stems: Collection[str]) -> KnownLabels | None:
     """Those of the set that all of these photographs belong to, if there is one."""
     for path in sorted(KNOWN_DIR.glob("*.json")) if stems else ():
-        known = KnownLabels.model_validate_json(path.read_bytes())
+        data = path.read_bytes()
+        known = KnownLabels.model_validate_json(data)
         if set(stems) <= set(known.images):
-            return known.model_copy(update={"sha256": hash_file(path)})
+            return known.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     return None

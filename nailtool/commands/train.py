@@ -93,7 +93,8 @@ def train(
     Mixed: nailtool train --data hands --data photos --phase 4000:1,0 --phase 4000:0.4,0.6 --init nail55-480
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    from nailtool.training import TrainOrder, check_shippable, ship_weights, train_depth
+    from nailtool.shipping import check_shippable, ship_weights
+    from nailtool.training import TrainOrder, train_depth
 
     order = TrainOrder(
         data=tuple(data),

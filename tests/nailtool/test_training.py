@@ -18,7 +18,8 @@ from nailcore.nets import load_network
 from nailcore.storage import hash_file
 from nailtool.cli import main
 from nailtool.lock import hold_folder
-from nailtool.training import TrainOrder, check_shippable, parse_data, parse_phase, ship_weights
+from nailtool.shipping import check_shippable, ship_weights
+from nailtool.training import TrainOrder, parse_data, parse_phase
 
 SETTINGS = ["--depth", "43", "--steps", "1", "--batch", "2", "--crop", "64", "--threads", "1", "--quiet"]
 

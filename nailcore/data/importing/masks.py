@@ -22,7 +22,7 @@ from nailcore.data.importing.found import (
 )
 from nailcore.data.importing.photo import inspect_photo, load_pixels
 from nailcore.data.known_labels import find_known_labels
-from nailcore.data.labels import MIRRORED_FINGER, ImageRecord, IndexMap, MachineMade, match_nails
+from nailcore.data.labels import MAX_NAILS, MIRRORED_FINGER, ImageRecord, IndexMap, MachineMade, match_nails
 from nailcore.data.shapes import Mask, encode_rle, span_points
 from nailcore.errors import DataError
 from nailcore.variant import FINGER_CLASSES
@@ -67,12 +67,16 @@ def _list_pairs(source: Path) -> tuple[list[tuple[Path, Path | None]], list[Path
     return (pairs, masks) if roots else (_pair_neighbours(list_photos(source)), [])
 
 
+def _find_mask(photo: Path, known: Mapping[str, Path], ends: Sequence[str]) -> Path | None:
+    place = photo.with_suffix("").as_posix()
+    return next((known[place + end] for end in ends if place + end in known), None)
+
+
 def _pair_folders(photos: Path, masks: Path) -> tuple[list[tuple[Path, Path | None]], list[Path]]:
     known = {path.relative_to(masks).with_suffix("").as_posix(): path for path in list_photos(masks)}
     pairs: list[tuple[Path, Path | None]] = []
     for photo in list_photos(photos):
-        place = photo.relative_to(photos).with_suffix("").as_posix()
-        pairs.append((photo, next((known[place + end] for end in _ENDINGS if place + end in known), None)))
+        pairs.append((photo, _find_mask(photo.relative_to(photos), known, _ENDINGS)))
     used = {mask for _, mask in pairs}
     return pairs, [path for path in known.values() if path not in used]
 
@@ -82,9 +86,8 @@ def _pair_neighbours(files: Sequence[Path]) -> list[tuple[Path, Path | None]]:
     by_place = {path.with_suffix("").as_posix(): path for path in files if path.suffix.lower() in _LOSSLESS}
     pairs: list[tuple[Path, Path | None]] = []
     for photo in files:
-        place = photo.with_suffix("").as_posix()
         ends = _ENDINGS if photo.suffix.lower() not in _LOSSLESS else _ENDINGS[1:]
-        pairs.append((photo, next((by_place[place + end] for end in ends if place + end in by_place), None)))
+        pairs.append((photo, _find_mask(photo, by_place, ends)))
     used = {mask for _, mask in pairs}
     return [pair for pair in pairs if pair[0] not in used]
 
@@ -114,8 +117,15 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
                 key=photo.relative_to(source).as_posix(),
                 label_file=mask or photo,
                 read=partial(
-                    _read_known if known else _read_mask,
-                    _Pair(photo, mask or photo, record, guesses.get(photo.name, ()), wishes.min_area_px),
+                    _read_mask,
+                    _Pair(
+                        photo,
+                        mask or photo,
+                        record,
+                        guesses.get(photo.name, ()),
+                        wishes.min_area_px,
+                        same_mask=known is not None,
+                    ),
                 ),
                 subject=record.subject if record else None,
                 problem=problem,
@@ -165,10 +175,13 @@ class _Pair:
     record: ImageRecord | None
     guesses: Sequence[Mapping[str, Any]]
     min_area_px: int
+    # The record counts where the mask is the very one it was made for: a scaled or mirrored copy of a
+    # public set has the same names, and its nails elsewhere.
+    same_mask: bool = False
 
 
 def _read_mask(pair: _Pair, size: tuple[int, int]) -> FoundLabels:
-    mask, record = load_mask(pair.path), pair.record
+    mask = load_mask(pair.path)
     frame = (mask.shape[1], mask.shape[0])
     if set(frame) != set(size):
         raise DataError(
@@ -176,9 +189,13 @@ def _read_mask(pair: _Pair, size: tuple[int, int]) -> FoundLabels:
             f"{frame[0]}×{frame[1]} px.",
             hint="Labels must cover their image pixel for pixel.",
         )
-    records = record.nails if record else ()
+    records = pair.record.nails if pair.record else ()
     index = match_nails(mask, records)
     nails, notes, specks = [], [], 0
+    areas = np.bincount(index.ravel(), minlength=MAX_NAILS + 1)
+    if pair.same_mask and any(areas[k] != nail.area_px for k, nail in enumerate(records, start=1)):
+        records, index = (), match_nails(mask, ())
+        notes.append("known labels left out: they are for another mask")
     numbers = range(1, int(index.max(initial=0)) + 1)
     # Nails of which nothing is known from left to right: people who name them by eye count so.
     unknown = sorted((k for k in numbers if k > len(records)), key=partial(_find_middle, index))
@@ -204,26 +221,14 @@ def _read_mask(pair: _Pair, size: tuple[int, int]) -> FoundLabels:
         nails.append(nail)
     if specks:
         notes.append(f"{specks} piece(s) of less than {pair.min_area_px} px left out")
-    return FoundLabels(tuple(nails), frame, record.labels if record else None, tuple(notes))
+    declared = pair.record.labels if pair.record and not pair.same_mask else None
+    return FoundLabels(tuple(nails), frame, declared, tuple(notes))
 
 
 def _find_middle(index: IndexMap, k: int) -> float:
     """The column of a nail's middle; of none: far right."""
     columns = np.nonzero(index == k)[1]
     return float(columns.mean()) if len(columns) else float("inf")
-
-
-def _read_known(pair: _Pair, size: tuple[int, int]) -> FoundLabels:
-    """As ``_read_mask``, with known labels: they count where the mask is the very one they were made for.
-
-    A scaled or mirrored copy of the set has the same names, and its nails elsewhere.
-    """
-    nails = pair.record.nails if pair.record else ()
-    areas = np.bincount(match_nails(load_mask(pair.path), nails).ravel(), minlength=256)
-    if any(areas[k] != nail.area_px for k, nail in enumerate(nails, start=1)):
-        found = _read_mask(replace(pair, record=None), size)
-        return replace(found, notes=(*found.notes, "known labels left out: they are for another mask"))
-    return replace(_read_mask(pair, size), labels=None)
 
 
 # -- what a machine guessed --------------------------------------------------------------------------

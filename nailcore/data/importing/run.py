@@ -193,23 +193,18 @@ def _claim(out: Path, settings: dict[str, str]) -> ImportRecord | None:
             record = ImportRecord.model_validate_json(done.read_bytes())
         except ValidationError as error:
             raise DataError(f"{done}: not a valid import record: {error.errors()[0]['msg']}.") from error
-        then = record.settings
-        if changed := _differing(then, settings):
-            other = {key: f"{key} '{then.get(key, '')}'" for key in changed}
-            without = "" if "known_labels" in then else " or, for the same as before, give --no-known-labels"
-            raise DataError(
-                f"{out}: holds an import with other settings: {', '.join(other.values())}.",
-                hint=f"Name another folder with --out{without if 'known_labels' in other else ''}.",
-            )
+        hint = "Name another folder with --out"
+        if "known_labels" in settings and "known_labels" not in record.settings:
+            hint += " or, for the same as before, give --no-known-labels"
+        _refuse_others(f"{out}: holds an import", record.settings, settings, f"{hint}.")
         return record
     if note.is_file():
-        begun: dict[str, str] = json.loads(note.read_text("utf-8"))
-        if changed := _differing(begun, settings):
-            told = ", ".join(f"{key} '{begun.get(key, '')}'" for key in changed)
-            raise DataError(
-                f"{out}: holds an unfinished import with other settings: {told}.",
-                hint="Repeat those settings, or name another folder with --out.",
-            )
+        try:
+            begun = dict(json.loads(note.read_bytes()))
+        except ValueError:  # damaged: nobody can tell what it was
+            begun = {}
+        hint = "Repeat those settings, or name another folder with --out."
+        _refuse_others(f"{out}: holds an unfinished import", begun, settings, hint)
     elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
         raise DataError(
             f"{out}: exists already and is no import.", hint="Name a folder that does not exist yet."
@@ -219,10 +214,13 @@ def _claim(out: Path, settings: dict[str, str]) -> ImportRecord | None:
     return None
 
 
-def _differing(then: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Settings that differ, but for the one that may be changed when an import is gone on with."""
+def _refuse_others(what: str, then: dict[str, str], now: dict[str, str], hint: str) -> None:
+    """Raise DataError when settings differ, but for the one that may change on the way."""
     keys = [*then, *(key for key in now if key not in then)]
-    return [key for key in keys if key != "skip_bad" and then.get(key) != now.get(key)]
+    other = [key for key in keys if key != "skip_bad" and then.get(key) != now.get(key)]
+    if other:
+        told = ", ".join(f"{key} '{then.get(key, '')}'" for key in other)
+        raise DataError(f"{what} with other settings: {told}.", hint=hint)
 
 
 def _compare(out: Path, record: ImportRecord, found: FoundSet, hashes: Hashes) -> None:
