@@ -17,6 +17,7 @@ def make_app() -> typer.Typer:
 
     from nailtool.commands import (
         ablate,
+        adopt,
         benchmark,
         build,
         card,
@@ -51,6 +52,7 @@ def make_app() -> typer.Typer:
     app.command("train")(train.train)
     app.command("retrain")(retrain.retrain)
     app.command("card")(card.card)
+    app.command("adopt")(adopt.adopt)
     app.command("ablate")(ablate.ablate)
     app.command("evaluate")(evaluate.evaluate)
     app.command("benchmark")(benchmark.benchmark)

@@ -1,13 +1,18 @@
-"""Trained weights into the model zoo, when they beat what lies there."""
+"""Trained weights into the model zoo: when they beat what lies there, or under a name of their own."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nailcore.errors import NailtoolError
+from nailcore.errors import NailtoolError, UnknownNameError, tell_problems
 from nailcore.facts import AccuracyResult, WeightsFacts, read_fact
-from nailtool.training import WEIGHTS_SUFFIXES, TrainOrder, choose_variants, open_sources
+from nailtool.training import WEIGHTS_SUFFIXES, TrainOrder, choose_variants, find_depth, open_sources
+
+if TYPE_CHECKING:
+    from nailcore.variant import Variant
 
 
 def _headline(accuracy: list[AccuracyResult]) -> float:
@@ -36,8 +41,7 @@ def check_shippable(order: TrainOrder) -> None:
             raise NailtoolError(
                 f"--ship: the shipped {name} was measured on other images ({old.name}) than --data holds, "
                 "so nobody could tell which one is better.",
-                hint="Train without --ship, and put the files into model_zoo/weights yourself: "
-                "docs/training.md says how.",
+                hint="Train without --ship, and give the result a name of its own: nailtool adopt.",
             )
 
 
@@ -56,22 +60,108 @@ def ship_weights(out: Path, facts: WeightsFacts) -> str:
             raise NailtoolError(
                 f"{facts.weights}: the shipped weights were measured on other images "
                 f"({old.accuracy[0].images.name}) than these ({facts.accuracy[0].images.name}).",
-                hint="Train with the same --data, or replace the files by hand and say why.",
+                hint="Train with the same --data, or give these a name of their own: nailtool adopt.",
             )
         if _headline(facts.accuracy) <= _headline(old.accuracy):
             return (
                 f"Not shipped: nail IoU {_headline(facts.accuracy):.4f} does not beat "
                 f"the shipped {_headline(old.accuracy):.4f}."
             )
-    WEIGHTS_DIR.mkdir(parents=True, exist_ok=True)
-    from nailcore.storage import replacing
-
-    # The facts go first and come last: they never describe other weights than those beside them.
-    shipped.unlink(missing_ok=True)
-    for suffix in WEIGHTS_SUFFIXES:
-        target = WEIGHTS_DIR / f"{facts.weights}{suffix}"
-        with replacing(target) as scratch:
-            shutil.copyfile(out / target.name, scratch)
+    _install(out / f"{facts.weights}.safetensors", facts.weights)
     return (
         f"Shipped {facts.weights}: nail IoU {_headline(facts.accuracy):.4f} at {facts.accuracy[0].variant}."
     )
+
+
+def adopt_weights(weights: Path, name: str, *, like: str = "", replace: bool = False) -> Variant:
+    """Make a variant of trained weights: weights, facts and card into the zoo, and a declaration.
+
+    The facts go on to say which training the weights are of. ``like`` is the variant whose input size the new
+    one takes; without it, the one that the weights were measured as, or the one whose size the name ends in.
+
+    Raises:
+        NailtoolError: the name is taken (and not ``replace``) or not a variant's, there are no facts
+            beside the weights, or they leave the input size open.
+        WeightsError: the file is damaged, or holds another network than its facts say.
+        UnknownNameError: ``like`` is no variant of these weights.
+    """
+    from model_zoo import VARIANTS_DIR, load_variants
+    from nailcore.nets.weights import load_weights
+    from nailcore.storage import write_text
+    from nailcore.variant import load_variant
+
+    for suffix in WEIGHTS_SUFFIXES:
+        if not weights.with_suffix(suffix).is_file():
+            raise NailtoolError(
+                f"{weights.with_suffix(suffix)}: no such file.",
+                hint="Name the .safetensors file of a training; facts (.json) and card (.md) lie beside it.",
+            )
+    declaration = VARIANTS_DIR / f"{name}.toml"
+    if name in load_variants() and not replace:
+        raise NailtoolError(
+            f"There is a variant {name} already.",
+            hint="Choose another --name, or say --replace: its weights are then gone from model_zoo/weights.",
+        )
+    facts = read_fact(weights.with_suffix(".json"), WeightsFacts)
+    variant = _declare(facts, name, like)
+    load_weights(variant, weights)  # the network it declares, undamaged
+    _install(weights, name)
+    if not declaration.is_file() or load_variant(declaration) != variant:
+        write_text(declaration, _render_declaration(variant, facts))
+    load_variants.cache_clear()
+    return variant
+
+
+def _declare(facts: WeightsFacts, name: str, like: str) -> Variant:
+    """The variant under its new name, checked."""
+    from pydantic import ValidationError
+
+    from nailcore.nets.encoder import with_encoder
+    from nailcore.variant import Variant
+
+    measured = {result.variant for result in facts.accuracy}
+    family = {v.name: with_encoder(v, facts.encoder) for v in find_depth(facts.encoder_layers)}
+    if like and like not in family:
+        raise UnknownNameError("variant of these weights", like, family)
+    found = [v for v in family.values() if v.name in measured] or list(family.values())
+    if like:
+        found = [family[like]]
+    elif len(found) > 1:
+        found = [v for v in found if name.endswith(f"-{v.height_px}")]
+    if not found:
+        raise NailtoolError(
+            f"{facts.weights} is for several input sizes, and {name} ends in none of them.",
+            hint=f"Choose one with --like: {', '.join(family)}.",
+        )
+    changed = {"name": name, "weights": name, "fusion_width": facts.fusion_width}
+    try:
+        return Variant(**{**found[0].model_dump(), **changed})
+    except ValidationError as error:
+        raise NailtoolError(
+            f"'{name}' cannot be a variant's name: {tell_problems(error, 'variant')}",
+            hint="A word, a hyphen and the input size, such as mine-480.",
+        ) from error
+
+
+def _render_declaration(variant: Variant, facts: WeightsFacts) -> str:
+    """The TOML file; what is as in every variant is left out."""
+    lines = [
+        f"# Adopted from the training {facts.weights} of {facts.trained_at[:10]}: {facts.trained_on.name}."
+    ]
+    for key, field in type(variant).model_fields.items():
+        value = getattr(variant, key)
+        if value != field.default:
+            lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _install(weights: Path, name: str) -> None:
+    """Copy weights, card and facts into the zoo under one name."""
+    from model_zoo import WEIGHTS_DIR
+    from nailcore.storage import replacing
+
+    # The facts go first and come last: they never describe other weights than those beside them.
+    (WEIGHTS_DIR / f"{name}.json").unlink(missing_ok=True)
+    for suffix in WEIGHTS_SUFFIXES:
+        with replacing(WEIGHTS_DIR / f"{name}{suffix}") as scratch:
+            shutil.copyfile(weights.with_suffix(suffix), scratch)

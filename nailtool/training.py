@@ -86,13 +86,16 @@ def parse_phase(text: str) -> tuple[int, tuple[float, ...]]:
 
 
 def find_depth(depth: int) -> list[Variant]:
-    """The variants of a depth, largest input first; raises UnknownNameError."""
+    """The family's variants of a depth, largest input first; raises UnknownNameError.
+
+    Variants of adopted weights (``mine-480``) have a size of the family's, and would be measured as its twin.
+    """
     from model_zoo import load_variants
 
-    variants = load_variants().values()
-    found = [variant for variant in variants if variant.encoder_layers == depth]
+    family = [v for v in load_variants().values() if v.name.startswith(f"nail{v.encoder_layers}-")]
+    found = [variant for variant in family if variant.encoder_layers == depth]
     if not found:
-        raise UnknownNameError("depth", str(depth), {str(v.encoder_layers) for v in variants})
+        raise UnknownNameError("depth", str(depth), {str(v.encoder_layers) for v in family})
     return found
 
 
