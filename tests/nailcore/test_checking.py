@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nailcore.data.checking import KINDS, CheckReport, check_folder
-from nailcore.data.coco import CocoInfo, LabelledImage, build_coco, write_coco
+from nailcore.data.coco import UNKNOWN_ID, CocoInfo, LabelledImage, build_coco, write_coco
 from nailcore.data.copies import find_copies, hash_photo, join_groups
 from nailcore.data.folder import open_dataset
 from nailcore.data.labels import ImageRecord, MachineMade, NailRecord
@@ -123,6 +123,28 @@ def test_shapes_that_cannot_be_are_found(folder: Path, shape: Any, kind: str) ->
     found = [f for f in report.findings if f.kind == kind]
     assert found and "annotation 1" in found[0].what and found[0].file == "anna.png"
     assert report.problems
+
+
+@pytest.mark.parametrize(
+    ("pair", "named", "expected"),
+    [(True, False, ["two nails in one?"]), (False, False, []), (True, True, [])],
+)
+def test_nails_that_touch_in_a_mask_are_pointed_out(
+    folder: Path, pair: bool, named: bool, expected: list[str]
+) -> None:
+    """Two ellipses of 20 by 36 px side by side, one of them alone, and the two under a finger's name."""
+    mask = np.zeros((96, 128), np.uint8)
+    for x, y in ((30, 76), (48, 62))[: 1 + pair]:
+        cv2.ellipse(mask, (x, y), (10, 18), 0, 0, 360, 1, -1)
+
+    def edit(data: Data) -> None:
+        shape = encode_rle(mask.astype(bool)).model_dump(mode="json")
+        data["annotations"][0] |= {"segmentation": shape, "keypoints": [0] * 6}
+        if not named:
+            data["annotations"][0]["category_id"] = UNKNOWN_ID
+
+    report = change(folder, edit)
+    assert kinds(report) == expected and not report.problems
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ KINDS: dict[str, Kind] = {
     "photo not listed": Kind("note", "It has no labels and is passed over."),
     "unusual photo": Kind("note", "Read as 8-bit RGB; `data import` writes it so."),
     "turned by EXIF": Kind("note", "Read upright; `data import` writes it so."),
+    "two nails in one?": Kind(
+        "note", "Look (`data show --numbers`): nails that touch need a black line between them in a mask."
+    ),
     "one keypoint alone": Kind("note", "A direction needs both: this nail has none."),
     "finger named twice": Kind("note", "One hand has one of each; right if two people are on the photo."),
     "machine-made": Kind("note", "Not used as truth until confirmed (docs/data.md)."),

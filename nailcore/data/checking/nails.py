@@ -19,6 +19,10 @@ OVERLAP_SHARE = 0.02  # of the smaller nail
 OVERLAP_PX = 8
 INVERTED_SHARE = 0.5  # a nail that fills more of the photo than this and touches all its borders
 HOLE_SHARE = 0.3  # holes of a nail, as a share of what its outer border encloses
+# Of a piece's convex hull. Of the 284 nails of the CC0 set that are large enough 3 lie below it, of 400 pairs
+# of them pushed together 88 %.
+SOLID_SHARE = 0.86
+SOLID_PX = 200  # rough borders of smaller pieces say nothing
 CROSSING_SHARE = 0.02  # of the area, that crossing outlines may lose
 STRAY_SHARE = 0.25  # of the nail's length (√area at least), that base and tip may lie outside
 SWAPPED_DEG = 150.0  # from the mean of the hand's other fingers
@@ -200,3 +204,28 @@ def _angle(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
     """Degrees between two vectors; 0 where one of them has no length."""
     lengths = float(np.hypot(*a) * np.hypot(*b))
     return float(np.degrees(np.arccos(np.clip(a @ b / lengths, -1, 1)))) if lengths > 1e-9 else 0.0
+
+
+def check_touching(
+    file: str, named: Sequence[tuple[str, NailRecord]], masks: Sequence[Mask | None]
+) -> list[Finding]:
+    """Nails that look like two; not those whose finger is known, for somebody has told these apart."""
+    return [
+        Finding(kind="two nails in one?", file=file, what=f"{name}: fills {solid:.0%} of its convex outline")
+        for (name, record), mask in zip(named, masks, strict=True)
+        if mask is not None and record.finger is None and (solid := _solidity(mask)) < SOLID_SHARE
+    ]
+
+
+def _solidity(mask: Mask) -> float:
+    """Share of its convex hull that the largest piece fills; 1 for small ones."""
+    import cv2
+
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    piece = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    left, top, width, height, area = (int(value) for value in stats[piece])
+    if area < SOLID_PX:
+        return 1.0
+    points = cv2.findNonZero((labels == piece)[top : top + height, left : left + width].astype(np.uint8))
+    hull = cv2.fillConvexPoly(np.zeros((height, width), np.uint8), cv2.convexHull(points), 1)
+    return area / int(np.count_nonzero(hull))

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from nailcore.data.checking.findings import CheckReport, Finding, sort_findings
-from nailcore.data.checking.nails import check_keypoints, check_shapes
+from nailcore.data.checking.nails import check_keypoints, check_shapes, check_touching
 from nailcore.data.coco import ANNOTATIONS, CocoFile, CocoImage, CocoNail, describe_nails, group_nails
 from nailcore.data.copies import find_copies, hash_photo
 from nailcore.data.folder import (
@@ -231,7 +231,9 @@ def _check_entry(entry: _Listed) -> tuple[list[Finding], int, int | None]:
     findings += found
     shapes, masks = check_shapes(entry.name, [(name, shape) for name, shape, _ in named], height, width)
     findings += shapes
-    findings += check_keypoints(entry.name, [(name, record) for name, _, record in named], masks)
+    known = [(name, record) for name, _, record in named]
+    findings += check_keypoints(entry.name, known, masks)
+    findings += check_touching(entry.name, known, masks)
     guesses = [r.machine for _, _, r in named if r.machine is not None and not r.machine.confirmed]
     if guesses:
         what = f"{len(guesses)} of {len(named)} nails carry labels by {guesses[0].by or 'a machine'}"
