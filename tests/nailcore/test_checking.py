@@ -134,7 +134,7 @@ def test_nails_that_touch_in_a_mask_are_pointed_out(
 ) -> None:
     """Two ellipses of 20 by 36 px side by side, one of them alone, and the two under a finger's name."""
     mask = np.zeros((96, 128), np.uint8)
-    for x, y in ((30, 76), (48, 62))[: 1 + pair]:
+    for x, y in ((30, 76), (50, 70))[: 1 + pair]:
         cv2.ellipse(mask, (x, y), (10, 18), 0, 0, 360, 1, -1)
 
     def edit(data: Data) -> None:
