@@ -49,15 +49,21 @@ def write_contact_sheet(
     if out.suffix.lower() != ".png":
         raise DataError(f"{out}: a contact sheet is a PNG file.", hint="Give --out a name that ends in .png.")
     columns = min(columns, len(samples))
-    rows = -(-len(samples) // columns)
-    sheet = np.full((rows * (cell_px + _LABEL_PX) + _LABEL_PX, columns * cell_px, 3), 255, np.uint8)
-    for index, sample in enumerate(samples):
-        top, left = (index // columns) * (cell_px + _LABEL_PX), (index % columns) * cell_px
-        cell = draw_cell(sample, cell_px, numbers=numbers)
-        sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
-        _write(sheet, sample.name[: cell_px // 7], (left + 3, top + cell_px + 13))
-    _write(sheet, (_NUMBERED if numbers else _LEGEND)[: columns * cell_px // 6], (3, sheet.shape[0] - 5))
-    done, png = cv2.imencode(".png", sheet)
+    strips = []
+    for start in range(0, len(samples), columns):
+        row = samples[start : start + columns]
+        cells = [draw_cell(sample, cell_px, numbers=numbers) for sample in row]
+        height = max(cell.shape[0] for cell in cells)
+        strip = np.full((height + _LABEL_PX, columns * cell_px, 3), 255, np.uint8)
+        for column, (sample, cell) in enumerate(zip(row, cells, strict=True)):
+            left = column * cell_px
+            strip[: cell.shape[0], left : left + cell.shape[1]] = cell
+            # the name right below what it names, whatever stands beside it
+            _write(strip, sample.name[: cell_px // 7], (left + 3, cell.shape[0] + 13))
+        strips.append(strip)
+    legend = np.full((_LABEL_PX, columns * cell_px, 3), 255, np.uint8)
+    _write(legend, (_NUMBERED if numbers else _LEGEND)[: columns * cell_px // 6], (3, _LABEL_PX - 5))
+    done, png = cv2.imencode(".png", np.vstack([*strips, legend]))
     if not done:
         raise DataError(f"{out}: the sheet of {len(samples)} images could not be encoded.")
     write_bytes(out, png.tobytes())
