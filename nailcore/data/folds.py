@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from nailcore.data.copies import join_groups
 from nailcore.data.folder import Dataset, SplitFile
 from nailcore.errors import DataError, NailtoolError
 
@@ -34,8 +37,8 @@ class Fold:
 def make_folds(dataset: Dataset, count: int) -> tuple[tuple[str, ...], ...]:
     """Names of groups by fold: the largest groups first, each into the fold with the fewest images.
 
-    The same for the same split file, whatever the order of its entries; ties are broken by a hash
-    of the group's name.
+    Groups with photographs of one person (a group for each shoot, say) go into one fold together. The same
+    for the same split file, whatever the order of its entries; ties are broken by a hash of the group's name.
 
     Raises:
         DataError: there is no written split, or fewer groups than folds.
@@ -46,19 +49,35 @@ def make_folds(dataset: Dataset, count: int) -> tuple[tuple[str, ...], ...]:
             hint="Put a split.json with groups into the folder (see docs/data.md).",
         )
     groups = dataset.split.groups
-    if len(groups) < count:
-        raise DataError(f"{dataset.root}: {len(groups)} groups cannot be cut into {count} folds.")
+    whole = _join_people(dataset, groups)
+    if len(whole) < count:
+        people = "" if len(whole) == len(groups) else f" ({len(whole)} of different people)"
+        raise DataError(f"{dataset.root}: {len(groups)} groups{people} cannot be cut into {count} folds.")
 
-    def order(name: str) -> tuple[int, str]:
-        return (-len(groups[name]), hashlib.sha256(name.encode()).hexdigest())
+    def count_images(names: tuple[str, ...]) -> int:
+        return sum(len(groups[name]) for name in names)
+
+    def order(names: tuple[str, ...]) -> tuple[int, str]:
+        return (-count_images(names), hashlib.sha256("+".join(names).encode()).hexdigest())
 
     folds: list[list[str]] = [[] for _ in range(count)]
     sizes = [0] * count
-    for name in sorted(groups, key=order):
+    for names in sorted(whole, key=order):
         smallest = sizes.index(min(sizes))
-        folds[smallest].append(name)
-        sizes[smallest] += len(groups[name])
+        folds[smallest] += names
+        sizes[smallest] += count_images(names)
     return tuple(tuple(sorted(fold)) for fold in folds)
+
+
+def _join_people(dataset: Dataset, groups: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
+    """The groups that hold photographs of one person, together; most stand alone."""
+    where = {stem: name for name, stems in groups.items() for stem in stems}
+    people: dict[str, set[str]] = defaultdict(set)
+    for sample in dataset.samples:
+        if sample.record.subject is not None:
+            people[sample.record.subject].add(where[sample.name])
+    joined = join_groups([*([name] for name in groups), *people.values()])
+    return [tuple(sorted(map(str, names))) for names in joined]
 
 
 def select_fold(dataset: Dataset, fold: Fold) -> Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -137,6 +138,20 @@ def test_folds_keep_groups_whole_cover_all_and_stay_the_same(tmp_path: Path) -> 
     assert sorted(seen) == list("abcdefghij")
     with pytest.raises(DataError, match="7 groups cannot be cut into 8 folds"):
         make_folds(dataset, 8)
+
+
+def test_a_person_with_several_groups_stays_in_one_fold(tmp_path: Path) -> None:
+    """A group for each photo shoot: a, c and e show one person."""
+    dataset = write_set(tmp_path / "x", "abcdef")
+    one = {"a", "c", "e"}
+    samples = tuple(
+        replace(s, record=s.record.model_copy(update={"subject": "anna"})) if s.name in one else s
+        for s in dataset.samples
+    )
+    dataset = replace(dataset, samples=samples)
+    assert sorted(map(set, make_folds(dataset, 2)), key=sorted) == [one, {"b", "d", "f"}]
+    with pytest.raises(DataError, match=r"6 groups \(4 of different people\) cannot be cut into 5"):
+        make_folds(dataset, 5)
 
 
 @pytest.mark.parametrize("text", ["0/5", "6/5", "1/1", "a/5", "1", ""])
