@@ -33,6 +33,8 @@ from nailcore.variant import FINGER_CLASSES
 UNKNOWN, RIGHT = "?", "ok"  # nobody can tell; the machine's guess is right
 LETTERS = {f"{name[0]}{name.split()[1][0]}".upper(): name for name in FINGER_CLASSES}  # LT: left thumb
 _TOKEN = re.compile(rf"(\d+)=({'|'.join(LETTERS)}|ok|\?)?(?:@(\?|-?\d+(?:\.\d+)?))?", re.IGNORECASE)
+_FIRST = re.compile(r"(?<=\s)\d+=")  # where the photo's name, which may hold spaces, is over
+_COMMENT = re.compile(r"(^|\s)#.*")  # a name may hold a # too
 HOW = "Expected NUMBER=FINGER@DEGREES, such as 3=LI@90, 3=LI, 3=@90, 3=?@? or 3=ok (docs/data.md)"
 
 
@@ -61,11 +63,13 @@ def parse_line(line: str) -> tuple[str, tuple[Said, ...]] | None:
 
     Raises ValueError saying what is wrong.
     """
-    words = line.partition("#")[0].split()
-    if not words:
+    line = _COMMENT.sub("", line).strip()
+    if not line:
         return None
+    start = _FIRST.search(line)
+    name, words = (line[: start.start()].rstrip(), line[start.start() :].split()) if start else (line, [])
     said: list[Said] = []
-    for word in words[1:]:
+    for word in words:
         found = _TOKEN.fullmatch(word)
         if found is None or word.endswith("="):
             raise ValueError(f"'{word}' is not understood. {HOW}")
@@ -77,8 +81,8 @@ def parse_line(line: str) -> tuple[str, tuple[Said, ...]] | None:
             raise ValueError(f"'{word}': a guess that is right has its direction already")
         said.append(Said(number, finger, angle if angle in (None, UNKNOWN) else float(angle)))
     if not said:
-        raise ValueError(f"nothing is said of '{words[0]}'. {HOW}")
-    return words[0], tuple(said)
+        raise ValueError(f"nothing is said of '{name}'. {HOW}")
+    return name, tuple(said)
 
 
 def name_nails(root: Path, text: str, source: str) -> Named:
@@ -117,7 +121,7 @@ class _Book:
         self.data: dict[str, Any] = json.loads(path.read_bytes())
         self.images = {PurePosixPath(image.file_name).stem: image for image in file.images}
         self.nails = group_nails(file)
-        self.entries: dict[int, dict[str, Any]] = {entry["id"]: entry for entry in self.data["annotations"]}
+        self.entries: dict[int, dict[str, Any]] = {int(e["id"]): e for e in self.data["annotations"]}
         self.seen: set[str] = set()
         self.counts = dict.fromkeys(("fingers", "directions", "confirmed", "unknown"), 0)
 

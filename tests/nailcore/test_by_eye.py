@@ -103,6 +103,21 @@ def test_one_wrong_line_and_nothing_is_written(root: Path, text: str, message: s
     assert (root / "annotations.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["WhatsApp Image 1.png", "a#1.jpg", "two  spaces", "3.png"])
+def test_any_name_of_a_photo_can_be_written(name: str) -> None:
+    wanted = (name, (Said(1, "left thumb", 60.0), Said(2, None, 5.0)))
+    assert parse_line(f"  {name}   1=LT@60 2=@5  # a comment 3=LI") == wanted
+
+
+def test_ids_that_another_tool_wrote_as_text_are_found(root: Path) -> None:
+    path = root / "annotations.json"
+    data = json.loads(path.read_text())
+    for entry in data["annotations"]:
+        entry["id"] = str(entry["id"])
+    path.write_text(json.dumps(data))
+    assert name_nails(root, "a 2=LI@0", "x").fingers == 1
+
+
 def test_other_tools_keys_are_kept(root: Path) -> None:
     path = root / "annotations.json"
     data = json.loads(path.read_text())
