@@ -11,6 +11,7 @@ from pathlib import Path
 from nailcore.data.copies import find_copies, hash_photo, join_groups
 from nailcore.data.folder import (
     SPLIT_FILE,
+    SPLITS_DIR,
     Dataset,
     Part,
     SplitFile,
@@ -114,6 +115,19 @@ def divide(
         validation=tuple(g for g in held_out if parts[g] == "validation"),
     )
     return Division(split, tuple(copies), nameless=len(subjects) - known)
+
+
+def find_learnt(parts: Mapping[str, Part]) -> tuple[str, ...]:
+    """Held-out images that a public set's written split (by which shipped weights were trained) learns from.
+
+    By their names: for folders that hold some of such a set, and a split of their own.
+    """
+    held_out = {stem for stem, part in parts.items() if part != "train"}
+    learnt: set[str] = set()
+    for path in sorted(SPLITS_DIR.glob("*.json")):
+        known = SplitFile.model_validate_json(path.read_bytes()).parts()
+        learnt |= {stem for stem, part in known.items() if part == "train"} & held_out
+    return tuple(sorted(learnt))
 
 
 def name_groups(

@@ -110,7 +110,7 @@ def split(
     Example: nailtool data split photos
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
-    from nailcore.data.dividing import PARTS, divide_folder, parse_proportions
+    from nailcore.data.dividing import PARTS, divide_folder, find_learnt, parse_proportions
     from nailtool.count_bar import CountBar
 
     proportions = parse_proportions(parts)
@@ -144,6 +144,12 @@ def split(
             f"{division.nameless} of {total} photographs name no person and count as one of their own each: "
             "where people occur twice, name them, or one of them lands on both sides (docs/data.md)."
         )
+    known = find_learnt(made.parts())
+    if known:
+        terminal.show(
+            f"{len(known)} held-out photographs were learnt from by the weights that ship: figures of these, "
+            "and of what starts from them, will look better on them than on unseen ones."
+        )
     terminal.emit(
         {
             "file": str(folder / "split.json"),
@@ -151,6 +157,7 @@ def split(
             "groups": {part: groups[part] for part in PARTS},
             "seed": seed,
             "nameless": division.nameless,
+            "learnt_by_what_ships": list(known),
             "copies": [{"images": [a, b], "bits": bits} for a, b, bits in division.copies],
         }
     )

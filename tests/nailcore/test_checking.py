@@ -14,7 +14,7 @@ import pytest
 from nailcore.data.checking import KINDS, CheckReport, check_folder
 from nailcore.data.coco import UNKNOWN_ID, CocoInfo, LabelledImage, build_coco, write_coco
 from nailcore.data.copies import find_copies, hash_photo, join_groups
-from nailcore.data.folder import open_dataset
+from nailcore.data.folder import SPLITS_DIR, SplitFile, open_dataset
 from nailcore.data.labels import ImageRecord, MachineMade, NailRecord
 from nailcore.data.shapes import encode_rle
 from nailcore.data.synth import draw_few
@@ -127,10 +127,15 @@ def test_shapes_that_cannot_be_are_found(folder: Path, shape: Any, kind: str) ->
 
 @pytest.mark.parametrize(
     ("pair", "named", "expected"),
-    [(True, False, ["two nails in one?"]), (False, False, []), (True, True, [])],
+    [
+        (True, "", ["two nails in one?"]),
+        (False, "", []),
+        (True, "by a person", []),
+        (True, "by a machine", ["two nails in one?", "machine-made"]),
+    ],
 )
 def test_nails_that_touch_in_a_mask_are_pointed_out(
-    folder: Path, pair: bool, named: bool, expected: list[str]
+    folder: Path, pair: bool, named: str, expected: list[str]
 ) -> None:
     """Two ellipses of 20 by 36 px side by side, one of them alone, and the two under a finger's name."""
     mask = np.zeros((96, 128), np.uint8)
@@ -142,6 +147,9 @@ def test_nails_that_touch_in_a_mask_are_pointed_out(
         data["annotations"][0] |= {"segmentation": shape, "keypoints": [0] * 6}
         if not named:
             data["annotations"][0]["category_id"] = UNKNOWN_ID
+        if named == "by a machine":
+            guess = MachineMade(by="x 1", labels={"finger": 0.9})
+            data["annotations"][0]["machine"] = guess.model_dump(mode="json")
 
     report = change(folder, edit)
     assert kinds(report) == expected and not report.problems
@@ -260,6 +268,47 @@ def test_bad_entries_are_listed_together(folder: Path) -> None:
     assert len(bad) >= 6 and report.nails == 4
     assert any("left toe" in f.what for f in bad) and any("image 99" in f.what for f in bad)
     assert "split does not fit" in kinds(report)
+
+
+def test_entries_of_any_kind_are_findings_and_no_crash(folder: Path) -> None:
+    def edit(data: Data) -> None:
+        data["annotations"][0]["image_id"] = [1]
+        data["annotations"][1]["image_id"] = {"a": 1}
+
+    assert kinds(change(folder, edit)).count("entry not valid") == 2
+
+
+@pytest.mark.parametrize("broken", [{"info": {"description": None}}, {"annotations": 3}])
+def test_what_every_other_command_would_stop_at_is_found(folder: Path, broken: Data) -> None:
+    report = change(folder, lambda data: data.update(broken))
+    assert [f.kind for f in report.problems] == ["folder not readable"]
+    with pytest.raises(DataError):
+        open_dataset(folder)
+
+
+def test_two_photos_of_one_name_are_found(tmp_path: Path) -> None:
+    files.write_masks(tmp_path, ("a", "b"))
+    photo = next((tmp_path / "images").glob("a.*"))
+    other = photo.with_suffix(".jpg" if photo.suffix == ".png" else ".png")
+    cv2.imwrite(str(other), make_photo(9))
+    assert "folder not readable" in kinds(check_folder(tmp_path)) or check_folder(tmp_path).problems
+
+
+def test_photos_that_shipped_weights_learnt_are_worth_knowing(folder: Path) -> None:
+    """A set of one's own that holds some of a public one, and a split that takes no heed of its split."""
+    known = SplitFile.model_validate_json((SPLITS_DIR / "nails_cc0.json").read_bytes())
+    learnt, held = (next(s for s, part in known.parts().items() if part == p) for p in ("train", "test"))
+
+    def edit(data: Data) -> None:
+        for image, stem in zip(data["images"][1:], (learnt, held), strict=True):
+            (folder / "images" / image["file_name"]).rename(folder / "images" / f"{stem}.png")
+            image["file_name"] = f"{stem}.png"
+
+    split = json.loads((folder / "split.json").read_text())
+    split["groups"] = {"anna": ["anna"], "ben": [learnt], "cleo": [held]}
+    (folder / "split.json").write_text(json.dumps(split))
+    report = change(folder, edit)
+    assert [(f.kind, f.file) for f in report.findings] == [("learnt by what ships", f"{learnt}.png")]
 
 
 def test_guesses_and_double_fingers_are_worth_knowing(folder: Path) -> None:

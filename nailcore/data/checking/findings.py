@@ -33,6 +33,7 @@ KINDS: dict[str, Kind] = {
     # -- entries
     "entry not valid": Kind("problem", "Mend the entry in annotations.json; docs/data.md has the format."),
     "keypoints not valid": Kind("problem", "x, y and 2; or 0, 0, 0 where nobody knows."),
+    "folder not readable": Kind("problem", "No command can open the folder like this (docs/data.md)."),
     # -- shapes
     "nail empty": Kind("problem", "It covers no pixel of the photo: mend its shape or remove it."),
     "nail tiny": Kind("problem", "Too small to learn from; remove it, or draw it on a larger photo."),
@@ -52,6 +53,9 @@ KINDS: dict[str, Kind] = {
     "no split": Kind("note", "All of it is held out, nothing learnt; `nailtool data split` writes one."),
     "no person named": Kind(
         "note", "A person's photos may stand on both sides: `data import --subject`, or `subject` of images."
+    ),
+    "learnt by what ships": Kind(
+        "note", "Shipped weights, and what starts from them, look better on it than on unseen photos."
     ),
     "same photo twice": Kind("note", "Harmless within one part; `data split` keeps copies together."),
     "photo not listed": Kind("note", "It has no labels and is passed over."),

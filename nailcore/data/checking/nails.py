@@ -209,11 +209,13 @@ def _angle(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
 def check_touching(
     file: str, named: Sequence[tuple[str, NailRecord]], masks: Sequence[Mask | None]
 ) -> list[Finding]:
-    """Nails that look like two; not those whose finger is known, for somebody has told these apart."""
+    """Nails that look like two; not those whose finger is known: somebody, no machine, told these apart."""
     return [
         Finding(kind="two nails in one?", file=file, what=f"{name}: fills {solid:.0%} of its convex outline")
         for (name, record), mask in zip(named, masks, strict=True)
-        if mask is not None and record.finger is None and (solid := _solidity(mask)) < SOLID_SHARE
+        if mask is not None
+        and record.without_guesses().finger is None
+        and (solid := _solidity(mask)) < SOLID_SHARE
     ]
 
 

@@ -17,6 +17,7 @@ from nailcore.data.checking.findings import CheckReport, Finding, sort_findings
 from nailcore.data.checking.nails import check_keypoints, check_shapes, check_touching
 from nailcore.data.coco import ANNOTATIONS, CocoFile, CocoImage, CocoNail, describe_nails, group_nails
 from nailcore.data.copies import find_copies, hash_photo
+from nailcore.data.dividing import find_learnt
 from nailcore.data.folder import (
     IMAGE_SUFFIXES,
     SPLIT_FILE,
@@ -25,6 +26,7 @@ from nailcore.data.folder import (
     SplitFile,
     decode_mask,
     find_split,
+    open_dataset,
     read_image,
 )
 from nailcore.data.importing.photo import check_pixels, inspect_photo
@@ -76,9 +78,12 @@ def check_folder(root: Path, *, progress: Progress | None = None) -> CheckReport
     split = _read_split(root, {entry.path.stem for entry in listed}, findings)
     parts = split.parts() if split is not None else {}
     findings += _check_people(listed, parts)
+    findings += _find_learnt(listed, parts)
     if split is None or (root / SPLIT_FILE).is_file():  # the split of a public set was made by eye
         findings += _find_nameless(root, listed)
     findings += _check_copies(hashes, {entry.path.stem: entry.name for entry in listed}, parts)
+    if not any(finding.level == "problem" for finding in findings):
+        findings += _try_opening(root)
     if progress is not None:
         progress(len(listed), len(listed))
     counts: dict[str, int] = defaultdict(int)
@@ -149,7 +154,10 @@ def _keep_valid(
             place = ".".join(map(str, first["loc"]))
             known = entry if isinstance(entry, dict) else {}
             called = f"{'image' if kind is CocoImage else 'annotation'} {known.get('id', f'no. {number}')}"
-            file = names.get(known.get("image_id", 0)) or str(known.get("file_name") or ANNOTATIONS)
+            image = known.get("image_id")
+            file = (names.get(image) if isinstance(image, int) else None) or str(
+                known.get("file_name") or ANNOTATIONS
+            )
             points = bool(first["loc"]) and first["loc"][0] == "keypoints"
             what = f"{called}: {place}: {first['msg']} (found {str(first['input'])[:40]})"
             findings.append(
@@ -255,6 +263,15 @@ def describe_mode(mode: str) -> str:
 
 
 # -- the whole folder ----------------------------------------------------------------------------------
+def _try_opening(root: Path) -> list[Finding]:
+    """What no check above looks for, and every other command would stop at."""
+    try:
+        open_dataset(root, with_split=False)
+    except DataError as error:
+        return [Finding(kind="folder not readable", file=root.name, what=error.message)]
+    return []
+
+
 def _find_unlisted(root: Path, listed: set[Path]) -> list[Finding]:
     return [
         Finding(kind="photo not listed", file=path.name, what="in images/, but in no entry")
@@ -289,6 +306,16 @@ def _check_people(listed: Sequence[_Listed], parts: dict[str, Part]) -> list[Fin
         )
         for person, found in where.items()
         if len(found) > 1
+    ]
+
+
+def _find_learnt(listed: Sequence[_Listed], parts: dict[str, Part]) -> list[Finding]:
+    learnt = set(find_learnt(parts))
+    what = "is held out here, and was learnt from in a public set"
+    return [
+        Finding(kind="learnt by what ships", file=entry.name, what=what)
+        for entry in listed
+        if entry.path.stem in learnt
     ]
 
 
