@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nailcore.errors import NailtoolError, UnknownNameError, tell_problems
+from nailcore.errors import NailtoolError, tell_problems
 from nailcore.facts import AccuracyResult, WeightsFacts, read_fact
 from nailtool.training import WEIGHTS_SUFFIXES, TrainOrder, choose_variants, find_depth, open_sources
 
@@ -73,22 +73,20 @@ def ship_weights(out: Path, facts: WeightsFacts) -> str:
     )
 
 
-def adopt_weights(weights: Path, name: str, *, like: str = "", replace: bool = False) -> Variant:
+def adopt_weights(weights: Path, name: str, *, replace: bool = False) -> Variant:
     """Make a variant of trained weights: weights, facts and card into the zoo, and a declaration.
 
-    The facts go on to say which training the weights are of. ``like`` is the variant whose input size the new
-    one takes; without it, the one that the weights were measured as, or the one whose size the name ends in.
+    The name ends in the input size in px, which must be one that the weights were measured at. The facts go
+    on to say which training the weights are of.
 
     Raises:
-        NailtoolError: the name is taken (and not ``replace``) or not a variant's, there are no facts
-            beside the weights, or they leave the input size open.
+        NailtoolError: the name is taken (and not ``replace``, or by another network), not a variant's, or of
+            another size; or there are no facts beside the weights.
         WeightsError: the file is damaged, or holds another network than its facts say.
-        UnknownNameError: ``like`` is no variant of these weights.
     """
     from model_zoo import VARIANTS_DIR, load_variants
     from nailcore.nets.weights import load_weights
     from nailcore.storage import write_text
-    from nailcore.variant import load_variant
 
     for suffix in WEIGHTS_SUFFIXES:
         if not weights.with_suffix(suffix).is_file():
@@ -96,23 +94,29 @@ def adopt_weights(weights: Path, name: str, *, like: str = "", replace: bool = F
                 f"{weights.with_suffix(suffix)}: no such file.",
                 hint="Name the .safetensors file of a training; facts (.json) and card (.md) lie beside it.",
             )
-    declaration = VARIANTS_DIR / f"{name}.toml"
-    if name in load_variants() and not replace:
+    facts = read_fact(weights.with_suffix(".json"), WeightsFacts)
+    variant = _declare(facts, name)
+    before = load_variants().get(name)
+    if before is not None and not replace:
         raise NailtoolError(
             f"There is a variant {name} already.",
             hint="Choose another --name, or say --replace: its weights are then gone from model_zoo/weights.",
         )
-    facts = read_fact(weights.with_suffix(".json"), WeightsFacts)
-    variant = _declare(facts, name, like)
+    if before is not None and before != variant:
+        raise NailtoolError(
+            f"{name} is declared as another network than {facts.weights}, which has the encoder "
+            f"{facts.encoder}, {facts.encoder_layers} layers and fusion width {facts.fusion_width}.",
+            hint="Choose another --name.",
+        )
     load_weights(variant, weights)  # the network it declares, undamaged
     _install(weights, name)
-    if not declaration.is_file() or load_variant(declaration) != variant:
-        write_text(declaration, _render_declaration(variant, facts))
+    if before is None:
+        write_text(VARIANTS_DIR / f"{name}.toml", _render_declaration(variant, facts))
     load_variants.cache_clear()
     return variant
 
 
-def _declare(facts: WeightsFacts, name: str, like: str) -> Variant:
+def _declare(facts: WeightsFacts, name: str) -> Variant:
     """The variant under its new name, checked."""
     from pydantic import ValidationError
 
@@ -120,22 +124,18 @@ def _declare(facts: WeightsFacts, name: str, like: str) -> Variant:
     from nailcore.variant import Variant
 
     measured = {result.variant for result in facts.accuracy}
-    family = {v.name: with_encoder(v, facts.encoder) for v in find_depth(facts.encoder_layers)}
-    if like and like not in family:
-        raise UnknownNameError("variant of these weights", like, family)
-    found = [v for v in family.values() if v.name in measured] or list(family.values())
-    if like:
-        found = [family[like]]
-    elif len(found) > 1:
-        found = [v for v in found if name.endswith(f"-{v.height_px}")]
-    if not found:
+    family = [with_encoder(v, facts.encoder) for v in find_depth(facts.encoder_layers)]
+    known = [v for v in family if v.name in measured] or family  # facts of other weights: loading tells
+    sizes = {str(v.height_px): v for v in known}
+    word, _, size = name.rpartition("-")
+    if size not in sizes:
         raise NailtoolError(
-            f"{facts.weights} is for several input sizes, and {name} ends in none of them.",
-            hint=f"Choose one with --like: {', '.join(family)}.",
+            f"'{name}' cannot be the name: {facts.weights} was measured at {' and '.join(sizes)} px.",
+            hint=f"A word, a hyphen and one of these sizes, such as {word or 'mine'}-{next(iter(sizes))}.",
         )
     changed = {"name": name, "weights": name, "fusion_width": facts.fusion_width}
     try:
-        return Variant(**{**found[0].model_dump(), **changed})
+        return Variant(**{**sizes[size].model_dump(), **changed})
     except ValidationError as error:
         raise NailtoolError(
             f"'{name}' cannot be a variant's name: {tell_problems(error, 'variant')}",
@@ -160,6 +160,8 @@ def _install(weights: Path, name: str) -> None:
     from model_zoo import WEIGHTS_DIR
     from nailcore.storage import replacing
 
+    if weights.resolve() == (WEIGHTS_DIR / f"{name}.safetensors").resolve():
+        return  # they lie there already
     # The facts go first and come last: they never describe other weights than those beside them.
     (WEIGHTS_DIR / f"{name}.json").unlink(missing_ok=True)
     for suffix in WEIGHTS_SUFFIXES:

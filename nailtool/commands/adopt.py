@@ -12,8 +12,7 @@ from nailtool.commands.options import JsonOption, QuietOption
 from nailtool.terminal import Terminal
 
 WEIGHTS_HELP = "A .safetensors file that `train` or `retrain` wrote, its facts and card beside it."
-NAME_HELP = "Of the new variant: a word, a hyphen, the input size, such as mine-480."
-LIKE_HELP = "The variant whose input size it takes, where weights are for several."
+NAME_HELP = "Of the new variant: a word, a hyphen, the input size in px, such as mine-480."
 REPLACE_HELP = "Also under a name that exists, shipped ones too: what lay there is then gone from the zoo."
 
 
@@ -22,7 +21,6 @@ def adopt(
     *,
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help=WEIGHTS_HELP)],
     name: Annotated[str, typer.Option("--name", help=NAME_HELP)],
-    like: Annotated[str, typer.Option("--like", metavar="VARIANT", help=LIKE_HELP)] = "",
     replace: Annotated[bool, typer.Option("--replace", help=REPLACE_HELP)] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -36,7 +34,7 @@ def adopt(
     terminal = Terminal(quiet=quiet, as_json=as_json)
     from nailtool.shipping import adopt_weights
 
-    variant = adopt_weights(weights, name, like=like, replace=replace)
+    variant = adopt_weights(weights, name, replace=replace)
     terminal.show(
         f"{variant.name}: {variant.encoder_layers} layers, {variant.width_px} × {variant.height_px} px. "
         f"Next: nailtool report --variants {variant.name} --data FOLDER"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import model_zoo
-from nailcore.errors import NailtoolError, UnknownNameError, WeightsError
+from nailcore.errors import NailtoolError, WeightsError
 from nailcore.facts import WeightsFacts, read_fact, write_fact
 from nailcore.variant import load_variant
 from nailtool.cli import main
@@ -73,25 +73,37 @@ def test_a_taken_name_is_kept_unless_told(zoo: Path, trained: Path) -> None:
     assert len(list((zoo / "weights").iterdir())) == 3
 
 
-def test_weights_for_all_sizes_take_the_size_of_their_name_or_the_one_chosen(
-    zoo: Path, trained: Path
-) -> None:
+def test_the_name_says_which_of_the_measured_sizes_it_takes(zoo: Path, trained: Path) -> None:
+    with pytest.raises(NailtoolError, match="measured at 288 px") as told:
+        adopt_weights(trained, "mine-480")
+    assert "mine-288" in told.value.hint
     facts = read_fact(trained.with_suffix(".json"), WeightsFacts)
     several = [facts.accuracy[0].model_copy(update={"variant": f"nail43-{px}"}) for px in (480, 352, 288)]
     write_fact(trained.with_suffix(".json"), facts.model_copy(update={"accuracy": several}))
     assert adopt_weights(trained, "mine-352").height_px == 352
-    assert adopt_weights(trained, "mine-2", like="nail43-480").height_px == 480
-    with pytest.raises(NailtoolError, match="several input sizes") as told:
+    with pytest.raises(NailtoolError, match="measured at 480 and 352 and 288 px"):
         adopt_weights(trained, "mine-3")
-    assert "--like" in told.value.hint
-    with pytest.raises(UnknownNameError, match="nail55-480"):
-        adopt_weights(trained, "mine-4", like="nail55-480")
-    assert {p.stem for p in (zoo / "weights").iterdir()} == {"mine-352", "mine-2"}
+    assert {p.stem for p in (zoo / "weights").iterdir()} == {"mine-352"}
 
 
-@pytest.mark.parametrize("name", ["Mine", "mine", "mine-x", "../mine-288"])
+def test_another_network_never_takes_the_place_of_a_shipped_one(zoo: Path, trained: Path) -> None:
+    declared = (zoo / "variants" / "nail55-288.toml").read_text("utf-8")
+    with pytest.raises(NailtoolError, match="nail55-288 is declared as another network than nail43-288"):
+        adopt_weights(trained, "nail55-288", replace=True)
+    assert (zoo / "variants" / "nail55-288.toml").read_text("utf-8") == declared
+    assert not list((zoo / "weights").iterdir())
+
+
+def test_weights_that_lie_in_the_zoo_are_not_lost_by_adopting_them_again(zoo: Path, trained: Path) -> None:
+    adopt_weights(trained, "mine-288")
+    before = {p.name: p.read_bytes() for p in (zoo / "weights").iterdir()}
+    adopt_weights(zoo / "weights" / "mine-288.safetensors", "mine-288", replace=True)
+    assert {p.name: p.read_bytes() for p in (zoo / "weights").iterdir()} == before and len(before) == 3
+
+
+@pytest.mark.parametrize("name", ["Mine-288", "mine", "mine-x", "../mine-288", "-288"])
 def test_a_name_that_no_variant_can_have_is_refused(name: str, zoo: Path, trained: Path) -> None:
-    with pytest.raises(NailtoolError, match="cannot be a variant's name"):
+    with pytest.raises(NailtoolError, match=r"cannot be (the|a variant's) name"):
         adopt_weights(trained, name)
     assert not list((zoo / "weights").iterdir()) and not (zoo / "mine-288.toml").exists()
 
