@@ -19,8 +19,14 @@ def _row(accuracy: AccuracyResult) -> str:
 
 
 def render_accuracy(*facts: WeightsFacts) -> str:
-    """The accuracy table of one or several weights files, as the cards and the README print it."""
-    rows = [_row(accuracy) for one in facts for accuracy in one.accuracy]
+    """The accuracy table of one or several weights files, as the cards and the README print it.
+
+    Which images a row is about stands in it where weights were measured on several sets.
+    """
+    measured = [accuracy for one in facts for accuracy in one.accuracy]
+    if len({accuracy.images.name for accuracy in measured}) > 1:
+        return _render_areas(measured)
+    rows = map(_row, measured)
     return "\n".join(["| variant | mIoU | nail IoU | boundary F |", "|---|---|---|---|", *rows])
 
 
@@ -75,11 +81,15 @@ def render_nails(facts: WeightsFacts) -> str:
 
 def render_measured(measured: Sequence[AccuracyResult]) -> str:
     """Both tables of any images: areas and edges, and per nail."""
+    return "\n".join([_render_areas(measured), "", _render_found(measured)])
+
+
+def _render_areas(measured: Sequence[AccuracyResult]) -> str:
     lines = ["| variant | images | mIoU | nail IoU | boundary F |", "|---|---|---|---|---|"]
     for accuracy in measured:
         name, _, rest = _row(accuracy).removeprefix("| ").partition(" | ")
         lines.append(f"| {name} | {accuracy.images.count} of {accuracy.images.name} | {rest}")
-    return "\n".join([*lines, "", _render_found(measured)])
+    return "\n".join(lines)
 
 
 def _render_found(measured: Sequence[AccuracyResult]) -> str:
@@ -135,6 +145,8 @@ def render_card(facts: WeightsFacts) -> str:
     worst = sorted((i for i in first.per_image if i.nail_iou is not None), key=lambda i: i.nail_iou or 0)
     photographs = sum(s.count for s in facts.sources or [facts.trained_on] if not s.synthetic)
     slices = "the slices above hold few images" if first.slices else "no slice by them was measured"
+    few = f"{photographs} photographs are few." if photographs else "No photograph was learnt from."
+    began = f"`{facts.init}` (SHA-256 `{facts.init_sha256[:16]}…`)" if facts.init_sha256 else "random weights"
     config = "\n".join(f"| `{key}` | {value} |" for key, value in facts.config.items())
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     return f"""# {facts.weights}
@@ -162,7 +174,7 @@ Worst images at {first.variant}: {", ".join(f"{i.name[:8]} {100 * (i.nail_iou or
 - Command: `{facts.command}`
 - Trained on {facts.trained_on.count} images ({facts.trained_on.name}, content hash
   `{facts.trained_on.sha256[:16]}…`)
-- Initialised from `{facts.init}` (SHA-256 `{facts.init_sha256[:16]}…`)
+- Initialised from {began}
 - On {facts.machine.cpu}, {facts.machine.cores} cores, {facts.machine.system}; {versions}
 
 | setting | value |
@@ -171,10 +183,9 @@ Worst images at {first.variant}: {", ".join(f"{i.name[:8]} {100 * (i.nail_iou or
 
 ## Limits
 
-- {photographs} photographs are few. The intervals say how unsure the figures are on photos *like
-  these*; they say nothing of other cameras, other light or nail art.
+- {few} The intervals say how unsure the figures are on images *like these*; they say
+  nothing of other cameras, other light or nail art.
 - Skin tones, ages and nail lengths are not balanced in the training set, and {slices}.
-- Training and held-out photos share their source (and partly a room), though no photo shoot is in both
-  parts: expect less on photographs of an unrelated source.
+- Training and held-out images come from the same sets: expect less on photographs of an unrelated source.
 - Masks come at 1/4 of the input's resolution and are upsampled bilinearly.
 """

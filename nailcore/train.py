@@ -296,6 +296,7 @@ def describe_training(
     variant: Variant, sources: Sequence[Dataset], config: TrainConfig, init: Path | None, processes: int
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be gone on with."""
+    guesses = [dataset.learn_guesses for dataset in sources]
     return {
         "variant": variant.model_dump(mode="json", exclude={"weights"}),  # a file's name trains nothing
         "config": _dump(config),
@@ -303,6 +304,8 @@ def describe_training(
         "init_sha256": hash_file(init) if init is not None else "",
         "images_sha256": [dataset.describe("train").sha256 for dataset in sources],
         "processes": processes,
+        # Left out where none are learnt, as in checkpoints from before it was written down.
+        **({"machine_labels": guesses} if any(least is not None for least in guesses) else {}),
     }
 
 

@@ -42,7 +42,9 @@ def evaluate_file(
     dataset = open_dataset(data)
     if fold:
         dataset = select_fold(dataset, Fold.parse(fold))
-    name = f"{weights.stem}.{variant.name}.{dataset.root.resolve().name}"
+    images = [dataset.root.resolve().name, *([part] if part != "test" else [])]
+    images += [f"fold-{fold.strip().replace('/', '-of-')}"] if fold else []
+    name = ".".join([weights.stem, variant.name, *images])
     result = evaluate_accuracy(variant, weights, dataset, PARTS[part], out / "overlays" / name)
     write_fact(out / f"{name}.json", result)
     return result

@@ -187,10 +187,13 @@ def write_family(folder: Path, out: Path, name: str) -> list[Path]:
     card = render_family(folder, name)  # before anything is written
     written = []
     if out.resolve() != folder.resolve():
-        for source in (file for evidence in EVIDENCE for file in evidence.find(folder)):
-            target = out / source.relative_to(folder)
-            with replacing(target) as scratch:
-                shutil.copyfile(source, scratch)
-            written.append(target)
+        for evidence in EVIDENCE:
+            found = [out / source.relative_to(folder) for source in evidence.find(folder)]
+            for target in found:
+                with replacing(target) as scratch:
+                    shutil.copyfile(folder / target.relative_to(out), scratch)
+            for stale in set(evidence.find(out)) - set(found) if found else ():
+                stale.unlink()  # of an earlier card: this one does not tell of it
+            written += found
     write_text(out / CARD, card)
     return [*written, out / CARD]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nailcore.errors import ArtifactError, DataError, NailtoolError
+from nailcore.errors import ArtifactError, NailtoolError
 from nailcore.facts import AccuracyResult, WeightsFacts, read_fact, write_fact
 from nailtool.plan import Mix, TrainingPlan
 from nailtool.retraining_facts import RetrainingResult, StageFacts, StageFigures, render_markdown
@@ -28,6 +28,7 @@ from nailtool.training import (
     open_sources,
     train_depth,
 )
+from nailtool.training_checks import check_part
 
 if TYPE_CHECKING:
     from nailcore.data.folder import Dataset
@@ -165,6 +166,11 @@ def _check_all(order: RetrainOrder, trainings: Sequence[Training]) -> None:
     for training in trainings:
         make_config(training.order)
         choose_variants(training.order)
+    if order.folds and not any(training.order.fold for training in trainings):
+        raise NailtoolError(
+            "--folds cuts photographs, but no stage of this plan learns from any.",
+            hint="Cross-validate at least until the first stage with photographs (--until).",
+        )
     first = trainings[0].order
     start_training(choose_variants(first)[0], make_config(first), find_init(order.init))
     photos = open_dataset(order.photos)
@@ -179,13 +185,8 @@ def _check_all(order: RetrainOrder, trainings: Sequence[Training]) -> None:
 
 
 def _check_parts(dataset: Dataset) -> None:
-    for which in ("train", "test"):
-        if not dataset.part(which):
-            raise DataError(
-                f"{dataset.root}: the {which} part of its split is empty; every stage learns from one part "
-                "and is measured on the other.",
-                hint="`nailtool data split --force` writes another split (see docs/data.md).",
-            )
+    check_part(dataset, "train")
+    check_part(dataset, "test")
 
 
 def _render_hands(order: RetrainOrder, terminal: Terminal) -> None:
@@ -254,11 +255,15 @@ def _sum_up(
     ]
     pooled: list[AccuracyResult] = []
     if order.folds:
+        written = []
         for name in _list_last(order.plan):
             files = [t.weights.with_suffix(".json") for t in trainings if t.order.out.name == name]
             for result in pool_folds(files):
-                write_fact(order.out / POOLED / f"{name}.{result.variant}.json", result)
+                written.append(order.out / POOLED / f"{name}.{result.variant}.json")
+                write_fact(written[-1], result)
                 pooled.append(result)
+        for stale in set((order.out / POOLED).glob("*.json")) - set(written):
+            stale.unlink()  # of other stages: they would stand on the card as if they were of these
     return RetrainingResult(
         plan=order.plan.model_dump(mode="json"),
         smoke=order.smoke,

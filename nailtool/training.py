@@ -12,6 +12,7 @@ from nailcore.errors import MissingToolError, NailtoolError, UnknownNameError, t
 from nailcore.facts import AccuracyResult, ImageSet, WeightsFacts, read_fact, write_fact
 from nailcore.variant import Variant
 from nailtool.command_line import shorten_command
+from nailtool.training_checks import check_apart, check_part
 from nailtool.training_display import TrainingBar, TrainingBoard
 
 if TYPE_CHECKING:
@@ -104,6 +105,11 @@ def plan_settings(order: TrainOrder) -> dict[str, Any]:
     settings = dict(order.settings)
     shares = [parse_data(text)[1] for text in order.data]
     if order.phases:
+        if any(share != 1 for share in shares):
+            raise NailtoolError(
+                "--phase gives the shares of every --data, and so does FOLDER:SHARE.",
+                hint="Leave the shares behind --data away.",
+            )
         phases = [parse_phase(text) for text in order.phases]
         settings["steps"] = sum(steps for steps, _ in phases)
         settings["phases"] = [{"steps": steps, "shares": shares} for steps, shares in phases]
@@ -204,6 +210,9 @@ def train_depth(order: TrainOrder, console: Console | None) -> WeightsFacts | No
     config = make_config(order)
     init = find_init(order.init)
     sources = open_sources(order)
+    for source in _list_measured(order, sources):
+        check_part(source, "test")
+    check_apart(sources)
     name = variants[0].weights
     if int(os.environ.get("RANK", "0")):  # the first process holds the folder and reports for all
         run_training(variants[0], sources, config, order.out, init=init, max_minutes=order.max_minutes)
@@ -246,16 +255,25 @@ def _write_card(path: Path, facts: WeightsFacts) -> None:
 
 def find_trained_heads(config: TrainConfig, sources: list[Dataset], init: Path | None) -> tuple[str, ...]:
     """Heads that saw labels: in a data set that was drawn from, or before, in the initial weights."""
-    drawn = [
-        source
-        for number, source in enumerate(sources)
-        if any(phase.shares[number] > 0 for phase in config.list_phases(len(sources)))
-    ]
+    drawn = _list_drawn(config, sources)
     labels = {label for source in drawn for sample in source.part("train") for label in sample.record.labels}
-    heads = {"fgbg"} | (labels & {"finger", "direction"})
+    weights = {"finger": config.finger_weight, "direction": config.direction_weight}
+    heads = {"fgbg"} | {label for label, weight in weights.items() if label in labels and weight > 0}
     if init is not None and init.with_suffix(".json").is_file():
         heads |= set(read_fact(init.with_suffix(".json"), WeightsFacts).heads_trained)
     return tuple(head for head in ("fgbg", "finger", "direction") if head in heads)
+
+
+def _list_drawn(config: TrainConfig, sources: list[Dataset]) -> list[Dataset]:
+    """The data sets that some phase learns from."""
+    phases = config.list_phases(len(sources))
+    return [source for k, source in enumerate(sources) if any(phase.shares[k] > 0 for phase in phases)]
+
+
+def _list_measured(order: TrainOrder, sources: list[Dataset]) -> list[Dataset]:
+    """The data sets whose test parts the weights are measured on."""
+    photographs = any(not source.card.synthetic for source in sources)
+    return [s for s in sources if order.measure_rendered or not (s.card.synthetic and photographs)]
 
 
 def _sum_up(sources: list[ImageSet]) -> ImageSet:
@@ -286,16 +304,15 @@ def _describe(
     init = find_init(order.init)
     heads = find_trained_heads(config, sources, init)
     measured: dict[bool, list[AccuracyResult]] = {False: [], True: []}
-    photographs = any(not source.card.synthetic for source in sources)
     for number, source in enumerate(sources):
-        if source.card.synthetic and photographs and not order.measure_rendered:
+        if source not in _list_measured(order, sources):
             continue
         folder = order.out / "overlays" / (f"{number}" if len(sources) > 1 else "")
         for variant in variants:
             result = evaluate_accuracy(variant, weights, source, "test", folder / variant.name, heads=heads)
             measured[source.card.synthetic].append(result)
     network = load_network(first, weights)
-    trained_on = [source.describe("train") for source in sources]
+    trained_on = [source.describe("train") for source in _list_drawn(config, sources)]
     return WeightsFacts(
         weights=first.weights,
         sha256=hash_file(weights),

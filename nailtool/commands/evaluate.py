@@ -68,6 +68,7 @@ def evaluate(
     Folds: nailtool evaluate --pool runs/fold1/nail55.json --pool runs/fold2/nail55.json
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
+    _check_options(data=data, weights=weights, part=part, fold=fold, whole=whole)
     if pool:
         from nailtool.evaluation import pool_folds
 
@@ -97,6 +98,19 @@ def evaluate(
     code = show_failures(terminal, results)
     if code:
         raise typer.Exit(code)
+
+
+def _check_options(*, data: Path | None, weights: Path | None, part: str, fold: str, whole: bool) -> None:
+    """Refuse what would be passed over in silence: figures of other images than those asked for."""
+    from nailcore.errors import NailtoolError
+
+    if weights is None and (fold or part != "test"):
+        raise NailtoolError(
+            f"--{'fold' if fold else 'part'} measures a file: name it with --weights.",
+            hint="Without it, the weights that ship are measured on the test part.",
+        )
+    if data is not None and whole:
+        raise NailtoolError("--whole is about the embedded set, but --data names another one.")
 
 
 def show_accuracy(

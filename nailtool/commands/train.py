@@ -154,7 +154,7 @@ def _show(terminal: Terminal, facts: WeightsFacts) -> None:
             (
                 a.variant,
                 *map(format_interval, (a.miou, a.nail_iou, a.boundary_f)),
-                f"{a.images.count} {'synthetic' if a.images.synthetic else 'photographs'}",
+                f"{a.images.count} of {a.images.name}{', synthetic' if a.images.synthetic else ''}",
             )
             for a in (*facts.accuracy, *facts.accuracy_synthetic)
         ),

@@ -169,11 +169,20 @@ def test_folds_share_the_stages_before_photographs_and_are_pooled(
     assert "## 2 folds, pooled" in (done / "cross-validation.md").read_text("utf-8")
     # What the plan itself made stays.
     assert read_fact(done / "retraining.json", RetrainingResult).folds == 0
+    # Pooled figures of other stages, of an earlier run, would stand on the card as if they were of these.
+    stale = done / "cross-validation" / "3-more.nail43-288.json"
+    stale.write_bytes((done / "cross-validation" / "2-mixed.nail43-288.json").read_bytes())
+    assert run(*arguments, "--folds", "2", "--sizes", "none") == 0
+    assert not stale.exists() and len(list(stale.parent.glob("*.json"))) == 3
 
 
 def test_the_card_tells_what_was_measured_and_what_was_not(done: Path, tmp_path: Path) -> None:
     """After the folds above; the facts are copied so that the card can be written again from them."""
     out = tmp_path / "evidence"
+    (out / "cross-validation").mkdir(parents=True)
+    (out / "cross-validation" / "old.json").write_text("{}")
+    (out / "ablation").mkdir()
+    (out / "ablation" / "notes.json").write_text("{}")
     with pytest.raises(SystemExit) as ended:
         main(["card", str(done), "--out", str(out), "--name", "tiny", "--quiet"])
     assert not ended.value.code
@@ -193,6 +202,7 @@ def test_the_card_tells_what_was_measured_and_what_was_not(done: Path, tmp_path:
     )
     kept = {path.relative_to(out).as_posix() for path in out.rglob("*.json")}
     assert {"retraining.json", "cross-validation.json", "cross-validation/2-mixed.nail43-288.json"} <= kept
+    assert "cross-validation/old.json" not in kept and "ablation/notes.json" in kept
     assert render_family(out, "tiny") == text
     # A damaged fact is named, and the card that was there stays.
     (out / "cross-validation.json").write_text("{")
@@ -295,6 +305,8 @@ def test_data_and_weights_that_would_fail_hours_later_are_refused_before_any_wor
     assert "the test part of its split is empty" in refuse("--photos", str(unsplit), "--hands", str(hands))
     assert "holds photographs, but --hands" in refuse("--photos", str(photos), "--hands", str(photos))
     assert "holds rendered images, but --photos" in refuse("--photos", str(hands))
+    known = ("--photos", str(photos), "--hands", str(hands), "--folds", "2", "--until", "rendered")
+    assert "no stage of this plan learns from any" in refuse(*known)
     deeper = model_zoo.find_variant("nail55-480").weights
     told = refuse("--photos", str(photos), "--hands", str(hands), "--init", deeper)
     assert "another network" in told or "layers" in told

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,16 +12,24 @@ import numpy as np
 import pytest
 
 import model_zoo
-from model_zoo.card import render_card
+from model_zoo.card import render_accuracy, render_card
 from nailcore.data.synth import draw_few
-from nailcore.errors import BusyError, NailtoolError, UnknownNameError, WeightsError
+from nailcore.errors import BusyError, DataError, NailtoolError, UnknownNameError, WeightsError
 from nailcore.facts import WeightsFacts, read_fact, write_fact
 from nailcore.nets import load_network
 from nailcore.storage import hash_file
+from nailcore.train import describe_training
 from nailtool.cli import main
 from nailtool.lock import hold_folder
 from nailtool.shipping import check_shippable, ship_weights
-from nailtool.training import TrainOrder, parse_data, parse_phase
+from nailtool.training import (
+    TrainOrder,
+    choose_variants,
+    make_config,
+    open_sources,
+    parse_data,
+    parse_phase,
+)
 
 SETTINGS = ["--depth", "43", "--steps", "1", "--batch", "2", "--crop", "64", "--threads", "1", "--quiet"]
 
@@ -179,7 +189,7 @@ def test_sets_are_mixed_by_phases_cut_into_folds_and_stopped_by_the_clock(
     split = {"dataset": "hands", "note": "", "groups": groups, "held_out": [stems[1]]}
     (hands / "split.json").write_text(json.dumps(split))
     settings = ["--depth", "43", "--batch", "2", "--crop", "64", "--threads", "1", "--quiet"]
-    arguments = ["--data", str(hands), "--data", f"{photos}:2", "--phase", "1:1,0", "--phase", "1:0.5,0.5"]
+    arguments = ["--data", str(hands), "--data", str(photos), "--phase", "1:1,0", "--phase", "1:0.5,0.5"]
     arguments += ["--fold", "2/2", "--input-px", "288", "--out", str(tmp_path / "out"), *settings]
     assert run(*arguments, "--max-minutes", "0.00001") == 0
     assert not (tmp_path / "out" / "nail43-288.json").exists()
@@ -196,7 +206,7 @@ def test_sets_are_mixed_by_phases_cut_into_folds_and_stopped_by_the_clock(
     rendered = facts.accuracy_synthetic[0]
     assert rendered.images.synthetic and rendered.finger_accuracy and rendered.direction_error_median_deg
     assert "--phase 1:1,0 --phase 1:0.5,0.5" in facts.command and "--fold 2/2" in facts.command
-    assert f"--data {photos.name}:2" in facts.command and str(tmp_path) not in facts.command
+    assert f"--data {photos.name} " in facts.command and str(tmp_path) not in facts.command
     # Fine-tuning starts from these weights and says so.
     again = ["--data", str(photos), "--init", str(tmp_path / "out" / "nail43-288.safetensors")]
     assert run(*again, "--steps", "1", "--input-px", "288", "--out", str(tmp_path / "b"), *settings) == 0
@@ -206,6 +216,102 @@ def test_sets_are_mixed_by_phases_cut_into_folds_and_stopped_by_the_clock(
     wrong = ["--data", str(photos), "--init", "nail55-480", "--steps", "1", "--out", str(tmp_path / "c")]
     assert run(*wrong, *settings) == WeightsError.exit_code
     assert "weights of another network" in " ".join(capsys.readouterr().err.split())
+
+
+def test_guesses_that_are_learnt_are_part_of_a_training(photos: Path, tmp_path: Path) -> None:
+    """Otherwise a finished training is found again, and its weights are said to have learnt from them."""
+    order = TrainOrder(data=(str(photos),), depth=43, init=None, out=tmp_path, settings={"steps": 1})
+    variant, config = choose_variants(order)[0], make_config(order)
+
+    def describe(least: float | None) -> dict[str, object]:
+        sources = open_sources(replace(order, machine_labels=least))
+        return describe_training(variant, sources, config, None, 1)
+
+    assert describe(0.5) != describe(None) and describe(0.5) != describe(0.6)
+    assert "machine_labels" not in describe(None), "checkpoints from before go on"
+
+
+def copy_set(photos: Path, root: Path, held_out: list[str]) -> Path:
+    shutil.copytree(photos, root)
+    split = json.loads((root / "split.json").read_text())
+    (root / "split.json").write_text(json.dumps({**split, "held_out": held_out}))
+    return root
+
+
+def test_what_could_not_be_measured_truly_is_refused_before_the_training(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*data: str) -> str:
+        out = tmp_path / "out"
+        arguments = [word for text in data for word in ("--data", text)]
+        assert run(*arguments, "--out", str(out), *SETTINGS) == DataError.exit_code
+        assert not out.exists()
+        return " ".join(capsys.readouterr().err.split())
+
+    turned = copy_set(photos, tmp_path / "turned", ["t"])
+    told = refuse(str(photos), str(turned))
+    assert "is held out here, and learnt as" in told and "hold both copies out" in told
+    split = json.loads((turned / "split.json").read_text())
+    (turned / "split.json").write_text(json.dumps({**split, "validation": ["t"]}))
+    assert "the test part of its split is empty" in refuse(str(turned))
+    arguments = ["--data", f"{photos}:2", "--data", str(turned), "--phase", "1:1,0"]
+    assert run(*arguments, "--out", str(tmp_path / "out"), *SETTINGS) == NailtoolError.exit_code
+    assert "and so does FOLDER:SHARE" in " ".join(capsys.readouterr().err.split())
+
+
+def test_facts_tell_of_what_was_learnt_alone(photos: Path, tmp_path: Path) -> None:
+    """Sets that no phase draws from, and heads whose loss weighs nothing, were not learnt."""
+    hands = tmp_path / "hands"
+    draw_few(hands, (5, 9), width_px=160, height_px=120)
+    stems = sorted(path.stem for path in (hands / "images").iterdir())
+    split = {"dataset": "x", "note": "", "groups": {s: [s] for s in stems}, "held_out": [stems[1]]}
+    (hands / "split.json").write_text(json.dumps(split))
+    arguments = ["--data", str(hands), "--data", str(photos), "--phase", "1:1,0", "--finger-weight", "0"]
+    assert run(*arguments, "--input-px", "288", "--out", str(tmp_path / "out"), *SETTINGS) == 0
+    facts = read_fact(tmp_path / "out" / "nail43-288.json", WeightsFacts)
+    assert facts.heads_trained == ("fgbg", "direction")
+    assert [s.name for s in facts.sources] == ["rasterised synthetic hands train"]
+    card = render_card(facts)
+    assert "No photograph was learnt from." in card and "Initialised from random weights" in card
+
+
+def test_rows_of_several_sets_say_which(trained: Path) -> None:
+    facts = read_fact(trained / "nail43.json", WeightsFacts)
+    images = facts.accuracy[0].images.model_copy(update={"name": "other held-out"})
+    other = facts.accuracy[0].model_copy(update={"images": images})
+    table = render_accuracy(facts.model_copy(update={"accuracy": [facts.accuracy[0], other]}))
+    assert "1 of other held-out" in table and f"1 of {facts.accuracy[0].images.name}" in table
+    assert " of " not in render_accuracy(facts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--part", "train"], "--part measures a file"),
+        (["--fold", "1/2"], "--fold measures a file"),
+        (["--whole"], "--whole is about the embedded set"),
+    ],
+)
+def test_what_evaluate_would_pass_over_is_refused(
+    arguments: list[str], message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--data", str(photos), "--out", str(tmp_path / "out"), *arguments])
+    assert ended.value.code == NailtoolError.exit_code and not (tmp_path / "out").exists()
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_figures_of_other_images_stand_in_files_of_their_own(
+    trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    measured = ["--weights", str(trained / "nail43.safetensors"), "--data", str(photos), "--quiet"]
+    for more in ([], ["--part", "train"], ["--fold", "1/2"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", *measured, "--variants", "nail43-288", "--out", str(tmp_path), *more])
+        assert ended.value.code == 0
+    stem = f"nail43.nail43-288.{photos.name}"
+    names = {path.name for path in tmp_path.glob("*.json")}
+    assert names == {f"{stem}.json", f"{stem}.train.json", f"{stem}.fold-1-of-2.json"}
 
 
 def test_folds_of_two_trainings_are_pooled(
