@@ -39,6 +39,10 @@ SETTING_FLAGS = {
     "precision": "--precision",
     "crops": "--crops",
     "whole_share": "--whole-share",
+    "weight_decay": "--weight-decay",
+    "warmup_steps": "--warmup-steps",
+    "ema_decay": "--ema-decay",
+    "level_weights": "--level-weights",
 }
 TOOLS = ("torch", "lightning-fabric", "numpy", "opencv-python-headless")
 
@@ -84,6 +88,16 @@ def parse_phase(text: str) -> tuple[int, tuple[float, ...]]:
     raise NailtoolError(
         f"Phase '{text}': expected STEPS:SHARE,SHARE, one share per --data, such as 2000:1,0."
     )
+
+
+def parse_levels(text: str) -> dict[int, float]:
+    """``1,0.4,0.4``: weights of the losses at the strides 4, 8 and 16; raises NailtoolError."""
+    try:
+        return dict(zip((4, 8, 16), map(float, text.split(",")), strict=True))
+    except ValueError as error:
+        raise NailtoolError(
+            f"--level-weights '{text}': expected three numbers, for the strides 4, 8 and 16: 1,0.4,0.4."
+        ) from error
 
 
 def find_depth(depth: int) -> list[Variant]:
@@ -360,6 +374,6 @@ def _command(order: TrainOrder, config: TrainConfig) -> str:
         value = getattr(config, key)
         always = key in ("batch", "crop_px", "seed") or (key == "steps" and not order.phases)
         if always or (key != "steps" and value != getattr(defaults, key)):
-            arguments += [flag, str(value)]
+            arguments += [flag, ",".join(map(str, value.values())) if isinstance(value, dict) else str(value)]
     fold = f" --fold {order.fold}" if order.fold else ""  # 1/5 is no path
     return shorten_command(arguments) + fold

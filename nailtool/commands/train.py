@@ -72,6 +72,12 @@ def train(
             help="Of the crops show the whole photo, where its fingers are known.",
         ),
     ] = 0.0,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")] = 0.01,
+    warmup_steps: Annotated[int, typer.Option("--warmup-steps", min=0, help="Of the learning rates.")] = 60,
+    ema_decay: Annotated[float, typer.Option("--ema-decay", help="Of the averaged weights.")] = 0.997,
+    level_weights: Annotated[
+        str, typer.Option("--level-weights", help="Of the losses at the strides 4, 8 and 16.")
+    ] = "1,0.4,0.4",
     crops: Annotated[str, typer.Option("--crops", help="opencv, or kornia (slower on CPUs).")] = "opencv",
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")] = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Decides crops and initialisation.")] = 0,
@@ -94,7 +100,7 @@ def train(
     """
     terminal = Terminal(quiet=quiet, as_json=as_json)
     from nailtool.shipping import check_shippable, ship_weights
-    from nailtool.training import TrainOrder, train_depth
+    from nailtool.training import TrainOrder, parse_levels, train_depth
 
     order = TrainOrder(
         data=tuple(data),
@@ -127,6 +133,10 @@ def train(
             "precision": precision,
             "crops": crops,
             "whole_share": whole_share,
+            "weight_decay": weight_decay,
+            "warmup_steps": warmup_steps,
+            "ema_decay": ema_decay,
+            "level_weights": parse_levels(level_weights),
         },
     )
     if ship:

@@ -18,16 +18,18 @@ from nailcore.errors import BusyError, DataError, NailtoolError, UnknownNameErro
 from nailcore.facts import WeightsFacts, read_fact, write_fact
 from nailcore.nets import load_network
 from nailcore.storage import hash_file
-from nailcore.train import describe_training
+from nailcore.train import FREE_SETTINGS, TrainConfig, describe_training
 from nailtool.cli import main
 from nailtool.lock import hold_folder
 from nailtool.shipping import check_shippable, ship_weights
 from nailtool.training import (
+    SETTING_FLAGS,
     TrainOrder,
     choose_variants,
     make_config,
     open_sources,
     parse_data,
+    parse_levels,
     parse_phase,
 )
 
@@ -229,6 +231,26 @@ def test_guesses_that_are_learnt_are_part_of_a_training(photos: Path, tmp_path: 
 
     assert describe(0.5) != describe(None) and describe(0.5) != describe(0.6)
     assert "machine_labels" not in describe(None), "checkpoints from before go on"
+
+
+def test_every_setting_that_touches_the_weights_is_in_the_command(photos: Path, tmp_path: Path) -> None:
+    """A plan may set any of them; the command in the facts must train the same."""
+    told = {"phases", "long_side_px"}  # by --phase, --data and --input-px
+    assert set(TrainConfig.model_fields) - FREE_SETTINGS - told == set(SETTING_FLAGS) - {"precision"}
+    more = {
+        "--weight-decay": "0.02",
+        "--warmup-steps": "3",
+        "--ema-decay": "0.9",
+        "--level-weights": "1,0.5,0.2",
+    }
+    arguments = [word for pair in more.items() for word in pair]
+    out = tmp_path / "out"
+    assert run("--data", str(photos), "--input-px", "288", *arguments, "--out", str(out), *SETTINGS) == 0
+    facts = read_fact(out / "nail43-288.json", WeightsFacts)
+    assert "--weight-decay 0.02 --warmup-steps 3 --ema-decay 0.9 --level-weights 1.0,0.5,0.2" in facts.command
+    assert facts.config["level_weights"] == {"4": 1.0, "8": 0.5, "16": 0.2}
+    with pytest.raises(NailtoolError, match="expected three numbers"):
+        parse_levels("1,2")
 
 
 def copy_set(photos: Path, root: Path, held_out: list[str]) -> Path:
