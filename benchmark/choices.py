@@ -185,7 +185,9 @@ def render_markdown(result: ChoicesResult) -> str:
         f"({result.images.name}, content hash `{result.images.sha256[:16]}…`).",
         "",
         "Brackets: 95 % bootstrap over images, seeds pooled; the gain is in nail IoU over the first row, "
-        "images in pairs and seeds resampled. CPU-ms: one thread, medians of interleaved samples, "
+        f"images in pairs{' and seeds' if result.seeds > 1 else ''} resampled"
+        + ("" if result.seeds > 1 else " (one seed: how much a gain varies with it is not known)")
+        + ". CPU-ms: one thread, medians of interleaved samples, "
         f"{first.cost.samples} in onnxruntime, {_tell_browser(first.cost)}.",
         f"{result.machine.cpu}, {result.machine.cores} cores, {result.machine.system}; {versions}.",
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from nailcore.errors import NailtoolError
+from nailcore.errors import NailtoolError, tell_problems
 
 
 def run_program(main: Callable[..., None]) -> None:
@@ -18,12 +18,16 @@ def run_program(main: Callable[..., None]) -> None:
 
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
-    """End the program with our error's message and exit code."""
+    """End the program with our error's message and exit code; impossible settings count as ours."""
+    from pydantic import ValidationError
     from rich.console import Console
     from rich.markup import escape
 
     try:
-        yield
+        try:
+            yield
+        except ValidationError as wrong:
+            raise NailtoolError(f"Impossible settings: {tell_problems(wrong, 'settings')}.") from wrong
     except NailtoolError as error:
         Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(error.exit_code) from error

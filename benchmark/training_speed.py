@@ -87,6 +87,18 @@ def _cpu_s() -> float:
     return time.process_time() + float(sum(t.user + t.system for t in times))
 
 
+def _wait_for_workers(quiet_s: float = 0.1, most_s: float = 30.0) -> None:
+    """Return once the children use no CPU time: all that can be made ahead has been made."""
+    import psutil
+
+    deadline = time.monotonic() + most_s
+    while psutil.Process().children(recursive=True) and time.monotonic() < deadline:
+        before = _cpu_s() - time.process_time()
+        time.sleep(quiet_s)
+        if _cpu_s() - time.process_time() - before < quiet_s / 10:
+            return
+
+
 class _Meter:
     """One part, advanced a few steps at a time so that all parts see the same load of the machine."""
 
@@ -98,6 +110,7 @@ class _Meter:
 
     def advance(self, steps: int) -> None:
         """Drop what was made ahead while the other parts ran, then time ``steps``."""
+        _wait_for_workers()  # of other parts, which make batches ahead: their CPU time would count here
         for _ in itertools.islice(self.items, self.skip):
             pass
         wall, cpu = time.perf_counter(), _cpu_s()
@@ -142,6 +155,8 @@ def measure_speed(
     from nailcore.train import choose_precision, make_fabric, run_steps, start_training
 
     skip = PREFETCH * config.workers + 1 if config.workers else 0
+    if config.workers:  # batches come in bursts, one of each worker: only whole bursts tell the pace
+        steps = config.workers * max(2, -(-steps // config.workers))
     total = (rounds + 1) * (steps + skip)
     config = config.model_copy(update={"steps": total, "phases": ()})
     if config.threads:

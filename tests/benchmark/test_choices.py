@@ -84,6 +84,9 @@ def test_choices_are_trained_once_found_again_and_never_taken_for_others(
     assert gain.low <= gain.value <= gain.high
     assert gain.value == pytest.approx(rows["8-separable"].nail_iou.value - rows["16-dense"].nail_iou.value)
     text = render_markdown(result)
+    assert "images in pairs and seeds resampled" in text
+    single = render_markdown(result.model_copy(update={"seeds": 1}))
+    assert "images in pairs resampled (one seed: how much" in single
     assert "2 seeds each" in text and "| 16-dense | random |" in text and "torch " in text
     # Another budget in the same folder is refused, not answered with the old figures.
     longer = Budget((dataset,), dataset, CONFIG.model_copy(update={"steps": 2}), 1, tmp_path)

@@ -19,6 +19,7 @@ Case = tuple[Callable[..., None], tuple[str, ...], str]
     [
         (encoder_comparison.main, ("--out", "out", "--init", "resnet=[x]"), "expected ENCODER=FILE"),
         (training_speed.main, (), "no such folder"),
+        (training_speed.main, ("--crop", "33"), "Impossible settings: crop_px"),
     ],
 )
 def test_a_wrong_input_is_told_without_a_traceback(

@@ -83,6 +83,23 @@ def test_what_a_slow_loader_costs_stands_in_the_loading_and_not_in_the_step(
     assert "the loader is not the bottleneck" in text and "| loading alone |" in text
 
 
+def test_workers_of_one_part_do_not_count_in_another(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = MixedBatches.__getitem__
+
+    def slow(self: MixedBatches, step: int) -> Batch:
+        spin(0.2)
+        return real(self, step)
+
+    monkeypatch.setattr(MixedBatches, "__getitem__", slow)  # which the workers inherit
+    config = CONFIG.model_copy(update={"workers": 2})
+    speed = measure_speed(TINY, [dataset], config, rounds=1, steps=1)
+    assert speed.steps_per_round == 4  # a burst of two workers, twice
+    # 0.2 s for 2 images; what is made ahead falls before or into a round by chance.
+    assert speed.loading.cpu_ms_per_image > 50 > 30 > speed.step.cpu_ms_per_image
+
+
 def test_with_workers_waiting_is_what_counts(dataset: Dataset) -> None:
     speed = measure(dataset)
     helped = speed.model_copy(update={"workers": 2, "waited_share": 0.02})
