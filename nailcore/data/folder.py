@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -75,7 +76,7 @@ class SplitFile(BaseModel):
         if learnt:
             raise ValueError(f"validation names groups that are not in held_out: {', '.join(sorted(learnt))}")
         stems = [stem for group in self.groups.values() for stem in group]
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+        twice = sorted(stem for stem, count in Counter(stems).items() if count > 1)
         if twice:
             raise ValueError(f"images in several groups: {', '.join(twice)}")
         return self
@@ -359,7 +360,7 @@ def _open_masks(root: Path) -> Dataset:
     if unlisted:
         raise DataError(f"{card_path}: describes images that do not exist: {', '.join(unlisted[:3])}.")
     if len(set(stems)) != len(stems):
-        twice = sorted({s for s in stems if stems.count(s) > 1})
+        twice = sorted(s for s, count in Counter(stems).items() if count > 1)
         raise DataError(f"{images_dir}: several images share one stem: {', '.join(twice)}.")
     for sample in samples:
         check_size(sample, sample.load_image())

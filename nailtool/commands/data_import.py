@@ -102,16 +102,21 @@ def drop_unused(out: Path) -> None:
 
 def show_import(terminal: Terminal, out: Path, record: ImportRecord, *, worked: bool) -> None:
     """What was taken over and what was not; the same as JSON."""
+    from nailcore.data.importing.run import count_known
+
     nails = sum(photo.nails for photo in record.photos)
     done = Counter(photo.done for photo in record.photos)
     how = ", ".join(f"{count} {what}" for what, count in done.most_common())
     before = "" if worked else "Nothing to do, imported before: "
     terminal.show(f"{before}{len(record.photos)} photos with {nails} nails: {out}")
     terminal.show(f"Photos: {how}.")
-    if known := record.settings.get("known_labels"):
+    if known := count_known(record):
         terminal.show(
-            f"Fingers and directions: those that ship with nailtool for {known}; annotations.json says whose."
+            f"Fingers and directions of {known} photos: those that ship with nailtool for "
+            f"{record.settings['known_labels']}; annotations.json says whose."
         )
+    if empty := sum(photo.nails == 0 for photo in record.photos):
+        terminal.show(f"{empty} of {len(record.photos)} photos have no nail: is that what their labels say?")
     people = Counter(photo.subject for photo in record.photos if photo.subject is not None)
     if people:
         told = [f"{person} {count}" for person, count in people.most_common(SHOWN)]

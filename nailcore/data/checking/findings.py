@@ -57,6 +57,7 @@ KINDS: dict[str, Kind] = {
     "learnt by what ships": Kind(
         "note", "Shipped weights, and what starts from them, look better on it than on unseen photos."
     ),
+    "no nail": Kind("note", "Right where no hand is seen; else its labels are missing."),
     "same photo twice": Kind("note", "Harmless within one part; `data split` keeps copies together."),
     "photo not listed": Kind("note", "It has no labels and is passed over."),
     "unusual photo": Kind("note", "Read as 8-bit RGB; `data import` writes it so."),

@@ -242,6 +242,8 @@ def _check_entry(entry: _Listed) -> tuple[list[Finding], int, int | None]:
     known = [(name, record) for name, _, record in named]
     findings += check_keypoints(entry.name, known, masks)
     findings += check_touching(entry.name, known, masks)
+    if not named:
+        findings.append(Finding(kind="no nail", file=entry.name, what="its labels say that it shows none"))
     guesses = [r.machine for _, _, r in named if r.machine is not None and not r.machine.confirmed]
     if guesses:
         what = f"{len(guesses)} of {len(named)} nails carry labels by {guesses[0].by or 'a machine'}"

@@ -126,16 +126,23 @@ def _find_images(
 def _find_photo(root: Path, path: Path, name: str) -> tuple[Path, str]:
     """A photo as COCO files name it: beside the file, in an images folder, or by its name alone.
 
-    The second value says why there is none.
+    By its name alone where its path leads nowhere, and to one file only. The second value says why there
+    is none.
     """
     if Path(name).is_absolute() or ".." in Path(name).parts:
         name = Path(name).name
     split = path.stem.removeprefix("instances_")
-    folders = (path.parent, path.parent / "images", root / "images", root, root / split, path.parent / split)
+    folders = [path.parent, path.parent / "images", root / "images", root, root / split, path.parent / split]
+    folders.append(root / "images" / split)
     for folder in folders:
-        for wanted in (name, Path(name).name):
-            if (folder / wanted).is_file():
-                return folder / wanted, ""
+        if (folder / name).is_file():
+            return folder / name, ""
+    bare = {(folder / Path(name).name).resolve(): folder / Path(name).name for folder in folders}
+    there = [place for place in bare.values() if place.is_file()]
+    if len(there) == 1:
+        return there[0], ""
+    if there:
+        return path.parent / name, f"{path}: lists {name}, which may be {there[0]} or {there[1]}."
     places = ", ".join(sorted({str(folder) for folder in folders}))
     return path.parent / name, f"{path}: lists {name}, which is in none of {places}."
 

@@ -15,6 +15,8 @@ from nailcore.data.shapes import Shape
 from nailcore.errors import DataError
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# Photographs as well, which are not read: listed, so that none vanishes in silence.
+OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jfif", ".gif", ".jp2", ".dng", ".cr2", ".nef", ".arw")
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,19 @@ class Wishes:
 
 def list_photos(folder: Path) -> list[Path]:
     """Every photo below a folder, sorted; hidden files and folders are passed over."""
+    return _list_files(folder, PHOTO_SUFFIXES)
+
+
+def list_others(folder: Path) -> list[Path]:
+    """Photos below a folder of formats that are not read, sorted."""
+    return _list_files(folder, OTHER_SUFFIXES)
+
+
+def _list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in PHOTO_SUFFIXES
+        if path.suffix.lower() in suffixes
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )

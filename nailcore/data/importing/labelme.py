@@ -113,7 +113,7 @@ def _read(path: Path, data: dict[str, Any], words: Dictionary, size: tuple[int, 
     frame = (int(data.get("imageWidth") or size[0]), int(data.get("imageHeight") or size[1]))
     shapes = [shape | {"number": n} for n, shape in enumerate(data["shapes"], start=1)]
     flags = _true_flags(data)
-    nails, marks = [], []
+    nails, marks, placed = [], [], 0
     groups: dict[tuple[str, Any], Group] = {}
     for shape in shapes:
         if shape["label"].lower() in _POINTS:
@@ -128,9 +128,12 @@ def _read(path: Path, data: dict[str, Any], words: Dictionary, size: tuple[int, 
         more = " ".join([_true_flags(pieces[0]), flags])
         shape = _read_pieces(pieces, frame, where)
         base, tip = (_find_mark(marks, name, pieces, groups, where) for name in _POINTS)
+        placed += (base is not None) + (tip is not None)
         finger = words.find(label, more).finger
         nails.append(FoundNail(shape, finger, base, tip, where=f"shape {pieces[0]['number']}"))
-    return FoundLabels(tuple(nails), frame)
+    lone = len(marks) - placed
+    notes = (f"{lone} point(s) called base or tip left out: no nail shares their group",) if lone else ()
+    return FoundLabels(tuple(nails), frame, notes=notes)
 
 
 def _true_flags(entry: dict[str, Any]) -> str:

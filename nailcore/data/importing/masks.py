@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nailcore.data.folder import DatasetCard
 from nailcore.data.importing.found import (
@@ -20,7 +21,7 @@ from nailcore.data.importing.found import (
     Wishes,
     list_photos,
 )
-from nailcore.data.importing.photo import inspect_photo, load_pixels
+from nailcore.data.importing.photo import inspect_photo, load_pixels, turn_array
 from nailcore.data.known_labels import find_known_labels
 from nailcore.data.labels import MAX_NAILS, MIRRORED_FINGER, ImageRecord, IndexMap, MachineMade, match_nails
 from nailcore.data.shapes import Mask, encode_rle, span_points
@@ -31,9 +32,14 @@ PHOTO_FOLDERS = ("images", "image", "img", "imgs", "photos")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "segmentation", "SegmentationClass")
 _ENDINGS = ("", "_mask", "-mask", "_label", "-label", "_seg", ".mask")
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")  # a mask beside its photo is one of these
+_EXPECTED = "Expected 0 and 255 (or 0 and 1), white being nail; several nails may lie in one mask."
+_COLOURED = 40  # between a pixel's channels; JPEG adds less to grey
+_BLACK_TO, _WHITE_FROM = 24, 232  # what JPEG makes of black and white
+_FEW = 0.01  # of the pixels that are not black
 _SAME_NAIL_PX = 3.0  # how far the centre of a nail of the manifest may lie from that of its piece
 
 
+NOT_KNOWN = "known labels left out"
 LAYOUTS = "images/ beside masks/, for all or in a folder for each person, or NAME_mask.png beside NAME.jpg"
 
 
@@ -43,8 +49,9 @@ def suits(source: Path) -> bool:
 
 
 def _find_folders(source: Path) -> tuple[Path, Path] | None:
-    photos = next((source / n for n in PHOTO_FOLDERS if (source / n).is_dir()), None)
-    masks = next((source / n for n in MASK_FOLDERS if (source / n).is_dir()), None)
+    below = {path.name.lower(): path for path in source.iterdir() if path.is_dir()}
+    photos = next((below[n] for n in PHOTO_FOLDERS if n in below), None)
+    masks = next((below[n.lower()] for n in MASK_FOLDERS if n.lower() in below), None)
     if photos is None or masks is None or not list_photos(masks):
         return None
     return photos, masks
@@ -64,6 +71,8 @@ def _list_pairs(source: Path) -> tuple[list[tuple[Path, Path | None]], list[Path
         if folders is not None:
             found, stray = _pair_folders(*folders)
             pairs, masks = pairs + found, masks + stray
+    if roots and source not in roots:  # people without masks
+        pairs += [(photo, None) for path in below if path not in roots for photo in list_photos(path)]
     return (pairs, masks) if roots else (_pair_neighbours(list_photos(source)), [])
 
 
@@ -150,20 +159,55 @@ def load_mask(path: Path) -> Mask:
     """(H, W) upright: nail where a mask image is above 127, or 1 in one that holds only 0 and 1.
 
     Raises:
-        DataError: unreadable, or of values that may mean anything.
+        DataError: unreadable, or of values that may mean anything: shades or colours for classes or single
+            nails, or a shape that only its transparency shows.
     """
     import cv2
 
-    grey = cv2.cvtColor(load_pixels(inspect_photo(path)), cv2.COLOR_RGB2GRAY)
+    info = inspect_photo(path)
+    stored = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored is not None and stored.ndim == 3 and stored.shape[2] == 4:
+        shades, alpha = np.ptp(stored[..., :3]), np.ptp(stored[..., 3])
+        if not shades and alpha:
+            raise DataError(f"{path}: is of one colour, and only its transparency varies.", hint=_EXPECTED)
+    if stored is not None and stored.dtype == np.uint16 and int(stored.max(initial=0)) <= 255:
+        grey = stored if stored.ndim == 2 else stored[..., :3].max(2)  # 8-bit values in a file of 16 bits
+        grey = turn_array(np.asarray(grey, np.uint8), info.orientation)
+    else:
+        pixels = load_pixels(info)
+        spread = pixels.max(2).astype(int) - pixels.min(2)
+        if np.count_nonzero(spread > _COLOURED) > _FEW * max(1, np.count_nonzero(pixels.max(2))):
+            raise DataError(
+                f"{path}: is coloured: does a colour stand for a class or a nail?", hint=_EXPECTED
+            )
+        grey = pixels[..., 1]
     highest = int(np.max(grey, initial=0))
     if highest == 1:
         return np.asarray(grey == 1)
     if 1 < highest <= 127:
         raise DataError(
             f"{path}: its values go up to {highest}: is that a class, a nail's number or a shade?",
-            hint="Expected 0 and 255 (or 0 and 1), white being nail.",
+            hint=_EXPECTED,
+        )
+    areas = _find_shades(np.asarray(grey, np.uint8))
+    if areas:
+        raise DataError(
+            f"{path}: holds areas of other values than 0 and {highest}: {', '.join(map(str, areas[:5]))}.",
+            hint=_EXPECTED,
         )
     return np.asarray(grey > 127)
+
+
+def _find_shades(grey: npt.NDArray[np.uint8]) -> list[int]:
+    """Values between black and white that whole areas have; the soft borders of a nail are none."""
+    import cv2
+
+    low, high = cv2.erode(grey, np.ones((3, 3))), cv2.dilate(grey, np.ones((3, 3)))
+    flat = grey[(high == low) & (grey > _BLACK_TO) & (grey < _WHITE_FROM)]
+    if len(flat) <= _FEW * np.count_nonzero(grey):
+        return []
+    values, counts = np.unique(flat, return_counts=True)
+    return [int(v) for v in values[np.argsort(-counts)]]
 
 
 @dataclass(frozen=True)
@@ -190,20 +234,19 @@ def _read_mask(pair: _Pair, size: tuple[int, int]) -> FoundLabels:
             hint="Labels must cover their image pixel for pixel.",
         )
     records = pair.record.nails if pair.record else ()
+    mask, specks = _drop_specks(mask, pair.min_area_px, pair.path)
     index = match_nails(mask, records)
-    nails, notes, specks = [], [], 0
+    nails, notes = [], []
     areas = np.bincount(index.ravel(), minlength=MAX_NAILS + 1)
     if pair.same_mask and any(areas[k] != nail.area_px for k, nail in enumerate(records, start=1)):
         records, index = (), match_nails(mask, ())
-        notes.append("known labels left out: they are for another mask")
+        notes.append(f"{NOT_KNOWN}: they are for another mask")
     numbers = range(1, int(index.max(initial=0)) + 1)
     # Nails of which nothing is known from left to right: people who name them by eye count so.
     unknown = sorted((k for k in numbers if k > len(records)), key=partial(_find_middle, index))
     for k in (*(k for k in numbers if k <= len(records)), *unknown):
         piece = np.asarray(index == k)
-        area = int(np.count_nonzero(piece))
-        if area < pair.min_area_px:
-            specks += area > 0
+        if not piece.any():
             continue
         nail = FoundNail(encode_rle(piece), where=f"nail {k}")
         if k <= len(records):
@@ -223,6 +266,21 @@ def _read_mask(pair: _Pair, size: tuple[int, int]) -> FoundLabels:
         notes.append(f"{specks} piece(s) of less than {pair.min_area_px} px left out")
     declared = pair.record.labels if pair.record and not pair.same_mask else None
     return FoundLabels(tuple(nails), frame, declared, tuple(notes))
+
+
+def _drop_specks(mask: Mask, min_area_px: int, path: Path) -> tuple[Mask, int]:
+    """The mask without pieces that are too small for a nail, and how many there were.
+
+    Raises DataError for more pieces than a photo may have nails.
+    """
+    import cv2
+
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    kept = stats[:, cv2.CC_STAT_AREA] >= min_area_px
+    kept[0] = False  # the background
+    if np.count_nonzero(kept) > MAX_NAILS:
+        raise DataError(f"{path}: holds {np.count_nonzero(kept)} pieces, at most {MAX_NAILS} can be nails.")
+    return np.asarray(kept[labels]), count - 1 - int(np.count_nonzero(kept))
 
 
 def _find_middle(index: IndexMap, k: int) -> float:

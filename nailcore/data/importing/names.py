@@ -23,6 +23,9 @@ _FINGERS = {
     "little": "pinky",
 }
 _NAILS = {"nail", "nails", "fingernail", "fingernails", "nailplate"}
+_BESIDE = {"finger", "fingers", "hand", "of", "the"}  # may stand beside a finger's name
+_TOOLS = {"bottle", "brush", "box", "file", "clipper", "clippers", "lamp", "remover", "buffer"}  # nail brush
+RING = "ring"  # by itself it may be jewellery
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,21 @@ def split_words(text: str) -> list[str]:
 
 
 def read_meaning(text: str) -> Meaning:
-    """Which finger a label names; a finger without its hand is a nail of unknown finger."""
+    """Which finger a label names; a finger without its hand is a nail of unknown finger.
+
+    Not so beside words that make it something else (``ring box``, ``gold ring``), and not a bare ``ring``.
+    """
     words = split_words(text)
     hands = {_HANDS[word] for word in words if word in _HANDS}
     fingers = {_FINGERS[word] for word in words if word in _FINGERS}
     if len(fingers) == 1 and len(hands) == 1:
         return Meaning(True, f"{hands.pop()} {fingers.pop()}")
-    if "toe" in words:
+    if "toe" in words or _TOOLS & set(words):
         return Meaning(False)
-    return Meaning(bool(fingers) or any(word in _NAILS for word in words))
+    if any(word in _NAILS for word in words):
+        return Meaning(True)
+    alone = fingers and not set(words) - _FINGERS.keys() - _HANDS.keys() - _BESIDE
+    return Meaning(bool(alone) and words != [RING])
 
 
 def parse_meanings(texts: Iterable[str]) -> dict[str, str]:
@@ -82,6 +91,8 @@ class Dictionary:
         if unknown:
             raise UnknownNameError(f"label in {where}", unknown[0], self.names)
         self.single = len(self.names) == 1
+        fingers = {_FINGERS[word] for name in self.names for word in split_words(name) if word in _FINGERS}
+        self.rings = len(fingers) > 1  # among other fingers, a ring is one as well
         if self.names and not any(self.find(name).is_nail for name in self.names):
             raise NailtoolError(
                 f"{where}: none of its labels names a nail: {', '.join(self.names[:12])}.",
@@ -95,7 +106,11 @@ class Dictionary:
             return Meaning(False)
         # What the name itself says goes before the words beside it.
         own = read_meaning(name)
-        own = own if own.finger is not None or not more else read_meaning(f"{name} {more}")
+        if self.rings and split_words(name) == [RING]:
+            own = Meaning(True)
+        if own.finger is None and more:
+            both = read_meaning(f"{name} {more}")
+            own = both if both.finger is not None or not own.is_nail else own
         if told == NAIL:
             return Meaning(True, own.finger)
         if told is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,10 @@ def inspect_photo(path: Path) -> PhotoInfo:
         if not path.is_file():
             raise DataError(f"{path}: cannot be read: there is no such file.") from error
         raise unreadable(path, str(error)) from error
+    if kind == "TIFF":  # Pillow and OpenCV turn these themselves
+        orientation = 1
+    if kind == "MPO":  # a JPEG with more pictures behind the first: depth, gain map, second lens
+        kind = "JPEG"
     if kind == "PNG" and mode in ("RGB", "RGBA") and _png_bit_depth(path) == 16:
         mode = f"{mode};16"
     return PhotoInfo(path, kind, mode, size, orientation if 1 <= orientation <= 8 else 1)
@@ -169,20 +174,24 @@ def write_photo(info: PhotoInfo, folder: Path, stem: str) -> tuple[str, str]:
     return name, ", ".join([*changes, "encoded again"])
 
 
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither stuffed, a restart nor a fill byte
+
+
 def strip_jpeg(data: bytes) -> bytes | None:
     """A JPEG without EXIF, XMP, comments and makers' notes; None when its segments cannot be followed.
 
-    Kept: JFIF, colour profiles and Adobe's marker, which decide how the pixels are read.
+    Kept: JFIF, colour profiles and Adobe's marker, which decide how the pixels are read. What lies behind the
+    picture's end (a motion photo's film, further pictures, each with metadata of its own) goes as well.
     """
     if data[:2] != b"\xff\xd8":
         return None
     kept, at = [data[:2]], 2
-    while at + 4 <= len(data):
+    while at + 2 <= len(data):
         if data[at] != 0xFF:
             return None
         marker = data[at + 1]
-        if marker == 0xDA:  # the scan: pixels from here on
-            return b"".join([*kept, data[at:]])
+        if marker == 0xD9:
+            return b"".join([*kept, data[at : at + 2]])
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         segment = data[at : at + 2 + length]
         if length < 2 or len(segment) != 2 + length:
@@ -192,6 +201,12 @@ def strip_jpeg(data: bytes) -> bytes | None:
         if not extra or profile or marker == 0xEE:
             kept.append(segment)
         at += 2 + length
+        if marker == 0xDA:  # a scan: pixels up to the next marker; a progressive JPEG has several
+            end = _MARKER.search(data, at)
+            if end is None:
+                return None
+            kept.append(data[at : end.start()])
+            at = end.start()
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,23 +9,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nailcore.data.coco import ANNOTATIONS, CocoInfo, LabelledImage, build_coco, write_coco
+from nailcore.data.coco import ANNOTATIONS, CocoInfo, build_coco, write_coco
 from nailcore.data.importing import foreign_coco, labelme, masks, yolo
-from nailcore.data.importing.found import FoundImage, FoundLabels, FoundNail, FoundSet, Wishes
-from nailcore.data.importing.naming import Hashes, find_subject, name_photos
-from nailcore.data.importing.photo import (
-    PhotoInfo,
-    inspect_photo,
-    turn_point,
-    turn_shape,
-    write_photo,
+from nailcore.data.importing.found import (
+    FoundImage,
+    FoundSet,
+    Wishes,
+    list_others,
 )
+from nailcore.data.importing.naming import Hashes, find_subject, name_photos
+from nailcore.data.importing.one_photo import STATE, ImportedPhoto, import_photo, is_usable
 from nailcore.data.known_labels import KnownLabels
-from nailcore.data.labels import MAX_NAILS, ImageRecord, NailRecord, carried_labels
-from nailcore.data.shapes import fill_shape
 from nailcore.errors import DataError, UnknownNameError
 from nailcore.storage import write_text
 
@@ -37,7 +32,6 @@ FORMATS: dict[str, ModuleType] = {
     "yolo-seg": yolo,
 }
 RECORD = "import.json"
-_STATE = ".import"  # finished photos, until all of them are
 
 
 @dataclass(frozen=True)
@@ -71,21 +65,6 @@ class ImportOrder:
         )
 
 
-class ImportedPhoto(BaseModel):
-    """Where one photo came from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    file: str  # below images/
-    came_from: str  # path in the source
-    sha256: str  # of the source's photo
-    labels_from: str
-    labels_sha256: str
-    done: str  # copied, metadata removed, turned upright, ...
-    nails: int
-    notes: tuple[str, ...] = ()
-    subject: str | None = None  # whose hands
-
-
 class ImportRecord(BaseModel):
     """``import.json``: everything that was taken over, and everything that was not."""
 
@@ -95,10 +74,11 @@ class ImportRecord(BaseModel):
     left_out: tuple[tuple[str, str], ...]  # (what, why)
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    photo: ImportedPhoto
-    image: LabelledImage
+def count_known(record: ImportRecord) -> int:
+    """Photos whose fingers and directions were taken over from what ships for a public set."""
+    if "known_labels" not in record.settings:
+        return 0
+    return sum(not any(note.startswith(masks.NOT_KNOWN) for note in photo.notes) for photo in record.photos)
 
 
 def choose_format(source: Path, wanted: str) -> str:
@@ -143,20 +123,28 @@ def import_set(
     found: FoundSet = FORMATS[chosen].find(order.source, order.wishes)
     if not found.images:
         raise DataError(f"{order.source}: holds no labelled photos.")
+    found = _drop_twins(found, skip=order.skip_bad)
     settings = order.describe(chosen, found.known_labels)
     stems = name_photos([image.key for image in found.images])
     subjects = [find_subject(order.subject, image) for image in found.images]
     finished = _claim(order.out, settings)
     hashes = Hashes()
     if finished is not None:
-        _compare(order.out, finished, found, hashes)
+        _compare(order, finished, found, hashes)
         return finished, False
     parts, left_out = [], list(found.left_out)
+    if order.source.is_dir():
+        others = [path.relative_to(order.source).as_posix() for path in list_others(order.source)]
+        left_out += [(name, "of a format that is not read: convert it to JPEG") for name in others]
     for number, (image, stem, subject) in enumerate(zip(found.images, stems, subjects, strict=True)):
         if progress is not None:
             progress(number, len(found.images))
         try:
-            parts.append(_import_photo(order, image, stem, subject, hashes))
+            parts.append(
+                import_photo(
+                    order.out, image, stem, subject, hashes=hashes, min_area_px=order.wishes.min_area_px
+                )
+            )
         except DataError as error:
             if not order.skip_bad:
                 raise
@@ -171,13 +159,13 @@ def import_set(
         licence=order.licence or found.licence or "unknown",
         note=" ".join(
             [f"Imported from {settings['source']} ({chosen}); {RECORD} says more."]
-            + ([found.known_labels.note] if found.known_labels else [])
+            + ([found.known_labels.note] if found.known_labels and count_known(record) else [])
         ),
     )
     write_coco(order.out / ANNOTATIONS, build_coco(info, [part.image for part in parts]))
     _forget_strangers(order.out / "images", {part.photo.file for part in parts})
     write_text(order.out / RECORD, record.model_dump_json(indent=1) + "\n")
-    shutil.rmtree(order.out / _STATE, ignore_errors=True)
+    shutil.rmtree(order.out / STATE, ignore_errors=True)
     if progress is not None:
         progress(len(found.images), len(found.images))
     return record, True
@@ -187,7 +175,7 @@ def import_set(
 def _claim(out: Path, settings: dict[str, str]) -> ImportRecord | None:
     """Say what is being imported here; returns the record where it was finished before."""
     text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
-    note, done = out / _STATE / "order.json", out / RECORD
+    note, done = out / STATE / "order.json", out / RECORD
     if done.is_file():
         try:
             record = ImportRecord.model_validate_json(done.read_bytes())
@@ -223,12 +211,38 @@ def _refuse_others(what: str, then: dict[str, str], now: dict[str, str], hint: s
         raise DataError(f"{what} with other settings: {told}.", hint=hint)
 
 
-def _compare(out: Path, record: ImportRecord, found: FoundSet, hashes: Hashes) -> None:
-    """Whether a finished import is still that of its source; raises DataError naming what changed."""
+def _drop_twins(found: FoundSet, *, skip: bool) -> FoundSet:
+    """A photo that is listed twice, under two sets of labels, is refused, or left out the second time."""
+    seen: dict[Path, FoundImage] = {}
+    left_out = list(found.left_out)
+    for image in found.images:
+        first = seen.setdefault(image.photo.resolve(), image)
+        if first is image:
+            continue
+        why = f"is labelled twice, by {first.label_file.name} and by {image.label_file.name}"
+        if not skip:
+            raise DataError(
+                f"{image.photo}: {why}.",
+                hint="Keep one of the two; --skip-bad keeps the first and lists the other.",
+            )
+        left_out.append((f"{image.key} of {image.label_file.name}", why))
+    return replace(found, images=tuple(seen.values()), left_out=tuple(left_out))
+
+
+def _compare(order: ImportOrder, record: ImportRecord, found: FoundSet, hashes: Hashes) -> None:
+    """Raises DataError when a finished import is not whole, or no longer that of its source."""
+    out = order.out
+    lost = [p.file for p in record.photos if not (out / "images" / p.file).is_file()]
+    lost += [] if (out / ANNOTATIONS).is_file() else [ANNOTATIONS]
+    if lost:
+        raise DataError(
+            f"{out}: is an import that lacks {lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}.",
+            hint="Import into a new folder with --out, or remove this one first.",
+        )
     then = {p.came_from: (p.sha256, p.labels_sha256) for p in record.photos}
     skipped = {what for what, _ in record.left_out}
     for image in found.images:
-        if image.key in skipped:
+        if image.key in skipped and not is_usable(image):
             continue
         if then.pop(image.key, None) != (hashes.of(image.photo), hashes.of(image.label_file)):
             raise DataError(
@@ -247,124 +261,3 @@ def _forget_strangers(folder: Path, kept: set[str]) -> None:
     for path in folder.iterdir():
         if path.name not in kept and not path.name.startswith("."):
             path.unlink()
-
-
-# -- one photo ---------------------------------------------------------------------------------------
-def _import_photo(
-    order: ImportOrder, image: FoundImage, stem: str, subject: str | None, hashes: Hashes
-) -> _Part:
-    """Import one photo; its part is written last and marks it as done."""
-    if image.problem:
-        raise DataError(image.problem, hint="--skip-bad leaves such photos out and lists them.")
-    path = order.out / _STATE / f"{hashlib.sha256(image.key.encode()).hexdigest()[:16]}.json"
-    source = (hashes.of(image.photo), hashes.of(image.label_file))
-    part = _read_part(path, order.out)
-    if part is not None and (part.photo.sha256, part.photo.labels_sha256) == source:
-        return part
-    info = inspect_photo(image.photo)
-    labels = turn_labels(image.read(info.upright), info)
-    records, labelled, notes = _check_nails(image, labels, info, order.wishes.min_area_px)
-    file_name, done = write_photo(info, order.out / "images", stem)
-    record = ImageRecord(
-        labels=labels.labels if labels.labels is not None else carried_labels(records),
-        subject=subject,
-        nails=tuple(records),
-    )
-    width, height = info.upright
-    part = _Part(
-        photo=ImportedPhoto(
-            file=file_name,
-            came_from=image.key,
-            sha256=source[0],
-            labels_from=image.label_file.name,
-            labels_sha256=source[1],
-            done=done,
-            nails=len(records),
-            notes=(*labels.notes, *notes),
-            subject=subject,
-        ),
-        image=LabelledImage(
-            file_name=file_name,
-            width=width,
-            height=height,
-            record=record,
-            shapes=tuple(nail.shape for nail in labelled),
-        ),
-    )
-    write_text(path, part.model_dump_json() + "\n")
-    return part
-
-
-def _read_part(path: Path, out: Path) -> _Part | None:
-    try:
-        part = _Part.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
-    return part if (out / "images" / part.photo.file).is_file() else None
-
-
-def turn_labels(labels: FoundLabels, info: PhotoInfo) -> FoundLabels:
-    """Labels in the frame of the upright photo; those drawn on the photo as stored are turned with it.
-
-    Raises:
-        DataError: they are for a photo of another size.
-    """
-    if labels.size == info.upright:
-        return labels
-    if labels.size != info.stored:
-        wanted, found = "×".join(map(str, info.upright)), "×".join(map(str, labels.size))
-        raise DataError(
-            f"{info.path}: is {wanted} px but its labels are for {found} px.",
-            hint="Labels must cover their image pixel for pixel.",
-        )
-
-    def turn(nail: FoundNail) -> FoundNail:
-        return replace(
-            nail,
-            shape=turn_shape(nail.shape, info.stored, info.orientation),
-            base=turn_point(nail.base, info.stored, info.orientation) if nail.base else None,
-            tip=turn_point(nail.tip, info.stored, info.orientation) if nail.tip else None,
-        )
-
-    note = "labels turned with the photo"
-    return replace(
-        labels, nails=tuple(map(turn, labels.nails)), size=info.upright, notes=(*labels.notes, note)
-    )
-
-
-def _check_nails(
-    image: FoundImage, labels: FoundLabels, info: PhotoInfo, min_area_px: int
-) -> tuple[list[NailRecord], list[FoundNail], list[str]]:
-    """Nails that cover some pixels, and what was left out; raises DataError for shapes that cannot be."""
-    width, height = info.upright
-    records, kept, notes, tiny = [], [], [], 0
-    for nail in labels.nails:
-        where = f"{image.label_file}: {image.photo.name}: {nail.where}"
-        try:
-            area = int(np.count_nonzero(fill_shape(nail.shape, height, width)))
-        except ValueError as error:
-            raise DataError(f"{where}: {error}.") from error
-        if not area:
-            raise DataError(
-                f"{where}: covers no pixel of the image of {width}×{height} px.",
-                hint="Mend it, or leave the photo out with --skip-bad.",
-            )
-        if area < min_area_px:
-            tiny += 1
-            continue
-        records.append(
-            NailRecord(
-                finger=nail.finger,
-                base=nail.base,
-                tip=nail.tip,
-                area_px=area,
-                hidden=nail.hidden,
-                machine=nail.machine,
-            )
-        )
-        kept.append(nail)
-    if tiny:
-        notes.append(f"{tiny} nail(s) of less than {min_area_px} px left out")
-    if len(records) > MAX_NAILS:
-        raise DataError(f"{image.photo}: {len(records)} nails, at most {MAX_NAILS} are possible.")
-    return records, kept, notes

@@ -56,6 +56,10 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
             left_out.append((key, "no label file: not labelled"))
             continue
         images.append(FoundImage(photo, key, label_file, partial(_read, label_file, names, words)))
+    used = {image.label_file for image in images}
+    for path in sorted(source.rglob("*.txt")):
+        if path not in used and "labels" in path.relative_to(source).parts:
+            left_out.append((path.relative_to(source).as_posix(), "a label file without a photo"))
     if not images:
         raise DataError(
             f"{source}: holds no photo with a label file.",
