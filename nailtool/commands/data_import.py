@@ -110,6 +110,10 @@ def show_import(terminal: Terminal, out: Path, record: ImportRecord, *, worked: 
     before = "" if worked else "Nothing to do, imported before: "
     terminal.show(f"{before}{len(record.photos)} photos with {nails} nails: {out}")
     terminal.show(f"Photos: {how}.")
+    if record.meanings:
+        told = [f"{name} = {meaning}" for name, meaning in record.meanings[:SHOWN]]
+        told += ["and more in import.json"] if len(record.meanings) > SHOWN else []
+        terminal.show(f"Labels taken for: {', '.join(told)} (--label says otherwise).")
     if known := count_known(record):
         terminal.show(
             f"Fingers and directions of {known} photos: those that ship with nailtool for "
@@ -134,6 +138,7 @@ def show_import(terminal: Terminal, out: Path, record: ImportRecord, *, worked: 
         "nails": nails,
         "done": dict(done),
         "left_out": [{"what": what, "why": why} for what, why in record.left_out],
+        "meanings": dict(record.meanings),
         "people": dict(people),
         "notes": [{"file": file, "note": note} for file, note in notes],
         "settings": record.settings,

@@ -44,6 +44,11 @@ def test_a_ring_among_fingers_is_one_and_words_beside_a_name_never_take_a_nail_a
     assert Dictionary(["nail", "ring"], {}, "x").skipped == ("ring",)
 
 
+def test_what_each_label_was_taken_for_is_written_down(tmp_path: Path) -> None:
+    files.write_coco_source(tmp_path / "src")
+    assert run(tmp_path).meanings == (("hand", "left out"), ("LeftIndex", "left index"), ("nail", "nail"))
+
+
 # -- masks -------------------------------------------------------------------------------------------
 def put_mask(tmp_path: Path, pixels: Any, suffix: str = ".png") -> Path:
     path = tmp_path / f"mask{suffix}"

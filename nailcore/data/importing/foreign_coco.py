@@ -72,7 +72,11 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
     info = files[0][1].get("info")
     info = info if isinstance(info, dict) else {}
     return FoundSet(
-        tuple(images), tuple(left_out), str(info.get("description") or ""), str(info.get("licence") or "")
+        tuple(images),
+        tuple(left_out),
+        str(info.get("description") or ""),
+        str(info.get("licence") or ""),
+        meanings=words.meanings,
     )
 
 

@@ -63,6 +63,7 @@ class FoundSet:
     name: str = ""
     licence: str = ""
     known_labels: KnownLabels | None = None  # fingers and directions that were taken over
+    meanings: tuple[tuple[str, str], ...] = ()  # label -> what it was taken for
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
         used = {image.photo.resolve() for image in images}
         unlabelled = [photo for photo in list_photos(root) if photo.resolve() not in used]
         left_out += [(p.relative_to(root).as_posix(), "no LabelMe file: not labelled") for p in unlabelled]
-    return FoundSet(tuple(images), tuple(left_out))
+    return FoundSet(tuple(images), tuple(left_out), meanings=words.meanings)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -118,6 +118,12 @@ class Dictionary:
         return Meaning(True, own.finger) if self.single else own
 
     @property
+    def meanings(self) -> tuple[tuple[str, str], ...]:
+        """What each name by itself was taken for: a finger, a nail, or nothing."""
+        found = [(name, self.find(name)) for name in self.names]
+        return tuple((name, m.finger or (NAIL if m.is_nail else "left out")) for name, m in found)
+
+    @property
     def skipped(self) -> tuple[str, ...]:
         """Names that mean no nail."""
         return tuple(name for name in self.names if not self.find(name).is_nail)

@@ -72,6 +72,7 @@ class ImportRecord(BaseModel):
     settings: dict[str, str]
     photos: tuple[ImportedPhoto, ...]
     left_out: tuple[tuple[str, str], ...]  # (what, why)
+    meanings: tuple[tuple[str, str], ...] = ()  # label -> what it was taken for, where its name says so
 
 
 def count_known(record: ImportRecord) -> int:
@@ -152,7 +153,10 @@ def import_set(
     if not parts:
         raise DataError(f"{order.source}: no photo of {len(found.images)} could be used: {left_out[-1][1]}")
     record = ImportRecord(
-        settings=settings, photos=tuple(part.photo for part in parts), left_out=tuple(left_out)
+        settings=settings,
+        photos=tuple(part.photo for part in parts),
+        left_out=tuple(left_out),
+        meanings=found.meanings,
     )
     info = CocoInfo(
         description=order.name or found.name or order.source.resolve().stem,

@@ -65,7 +65,7 @@ def find(source: Path, wishes: Wishes) -> FoundSet:
             f"{source}: holds no photo with a label file.",
             hint="Expected images/NAME.jpg and labels/NAME.txt, or both below train/, valid/ and test/.",
         )
-    return FoundSet(tuple(images), tuple(left_out))
+    return FoundSet(tuple(images), tuple(left_out), meanings=words.meanings)
 
 
 def _label_file(photo: Path, source: Path) -> Path | None:
