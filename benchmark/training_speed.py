@@ -80,11 +80,15 @@ class _OneBatch(MixedBatches):
 
 def _cpu_s() -> float:
     """CPU-seconds of this process and its children."""
+    return time.process_time() + _children_cpu_s()
+
+
+def _children_cpu_s() -> float:
     import psutil
 
     # Of children the kernel tells whole hundredths alone; of itself a process knows more.
     times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
-    return time.process_time() + float(sum(t.user + t.system for t in times))
+    return float(sum(t.user + t.system for t in times))
 
 
 def _wait_for_workers(quiet_s: float = 0.1, most_s: float = 30.0) -> None:
@@ -93,9 +97,9 @@ def _wait_for_workers(quiet_s: float = 0.1, most_s: float = 30.0) -> None:
 
     deadline = time.monotonic() + most_s
     while psutil.Process().children(recursive=True) and time.monotonic() < deadline:
-        before = _cpu_s() - time.process_time()
+        before = _children_cpu_s()
         time.sleep(quiet_s)
-        if _cpu_s() - time.process_time() - before < quiet_s / 10:
+        if _children_cpu_s() - before < quiet_s / 10:
             return
 
 

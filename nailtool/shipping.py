@@ -145,9 +145,8 @@ def _declare(facts: WeightsFacts, name: str) -> Variant:
 
 def _render_declaration(variant: Variant, facts: WeightsFacts) -> str:
     """The TOML file; what is as in every variant is left out."""
-    lines = [
-        f"# Adopted from the training {facts.weights} of {facts.trained_at[:10]}: {facts.trained_on.name}."
-    ]
+    learnt = " ".join(facts.trained_on.name.split())  # a comment is one line
+    lines = [f"# Adopted from the training {facts.weights} of {facts.trained_at[:10]}: {learnt}."]
     for key, field in type(variant).model_fields.items():
         value = getattr(variant, key)
         if value != field.default:

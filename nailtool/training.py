@@ -318,8 +318,9 @@ def _describe(
     init = find_init(order.init)
     heads = find_trained_heads(config, sources, init)
     measured: dict[bool, list[AccuracyResult]] = {False: [], True: []}
+    chosen = _list_measured(order, sources)
     for number, source in enumerate(sources):
-        if source not in _list_measured(order, sources):
+        if source not in chosen:
             continue
         folder = order.out / "overlays" / (f"{number}" if len(sources) > 1 else "")
         for variant in variants:

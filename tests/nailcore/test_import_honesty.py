@@ -269,6 +269,18 @@ def test_what_was_left_out_and_can_be_used_today_is_no_finished_import(tmp_path:
         again(tmp_path)
 
 
+def test_a_nail_that_still_covers_nothing_leaves_a_finished_import_alone(tmp_path: Path) -> None:
+    write_coco(tmp_path / "src", {"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"})
+    path = tmp_path / "src" / "labels.json"
+    data = json.loads(path.read_text())
+    data["annotations"][0]["segmentation"] = [[100, 100, 120, 100, 120, 120]]
+    path.write_text(json.dumps(data))
+    for name in ("a.jpg", "b.jpg"):
+        files.write_photo(tmp_path / "src" / name)
+    assert [photo.file for photo in again(tmp_path)[0].photos] == ["b.jpg"]
+    assert again(tmp_path)[1] is False
+
+
 @pytest.mark.parametrize("lost", ["images/a.jpg", "annotations.json"])
 def test_an_import_that_lacks_a_file_is_not_called_finished(lost: str, tmp_path: Path) -> None:
     files.write_masks(tmp_path / "src")

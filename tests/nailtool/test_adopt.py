@@ -56,6 +56,13 @@ def test_adopted_weights_are_a_variant_like_any_other(
         assert (zoo / "weights" / f"mine-288{path.suffix}").read_bytes() == path.read_bytes()
 
 
+def test_a_name_of_several_lines_stays_a_comment(zoo: Path, trained: Path) -> None:
+    facts = read_fact(trained.with_suffix(".json"), WeightsFacts)
+    images = facts.trained_on.model_copy(update={"name": "mine\nname = 3"})
+    write_fact(trained.with_suffix(".json"), facts.model_copy(update={"trained_on": images}))
+    assert load_variant(zoo / "variants" / f"{adopt_weights(trained, 'mine-288').name}.toml").height_px == 288
+
+
 def test_the_family_is_trained_and_measured_as_before(zoo: Path, trained: Path) -> None:
     order = TrainOrder(data=("x",), depth=43, init=None, out=zoo, settings={}, input_px=288)
     before = choose_variants(order)

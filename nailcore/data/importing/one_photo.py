@@ -51,15 +51,23 @@ class Part(BaseModel):
     image: LabelledImage
 
 
-def is_usable(image: FoundImage) -> bool:
+def is_usable(image: FoundImage, min_area_px: int) -> bool:
     """Whether a photo that was left out could be taken over today."""
     try:
-        info = inspect_photo(image.photo)
+        info, *_ = _read(image, min_area_px)
         check_pixels(info)
-        turn_labels(image.read(info.upright), info)
     except DataError:
         return False
     return not image.problem
+
+
+def _read(
+    image: FoundImage, min_area_px: int
+) -> tuple[PhotoInfo, FoundLabels, list[NailRecord], list[FoundNail], list[str]]:
+    """A photo's header, its labels in the upright frame and what is kept of them; raises DataError."""
+    info = inspect_photo(image.photo)
+    labels = turn_labels(image.read(info.upright), info)
+    return info, labels, *_check_nails(image, labels, info, min_area_px)
 
 
 def import_photo(
@@ -73,9 +81,7 @@ def import_photo(
     part = _read_part(path, out)
     if part is not None and (part.photo.sha256, part.photo.labels_sha256) == source:
         return part
-    info = inspect_photo(image.photo)
-    labels = turn_labels(image.read(info.upright), info)
-    records, labelled, notes = _check_nails(image, labels, info, min_area_px)
+    info, labels, records, labelled, notes = _read(image, min_area_px)
     file_name, done = write_photo(info, out / "images", stem)
     record = ImageRecord(
         labels=labels.labels if labels.labels is not None else carried_labels(records),

@@ -246,7 +246,7 @@ def _compare(order: ImportOrder, record: ImportRecord, found: FoundSet, hashes: 
     then = {p.came_from: (p.sha256, p.labels_sha256) for p in record.photos}
     skipped = {what for what, _ in record.left_out}
     for image in found.images:
-        if image.key in skipped and not is_usable(image):
+        if image.key in skipped and not is_usable(image, order.wishes.min_area_px):
             continue
         if then.pop(image.key, None) != (hashes.of(image.photo), hashes.of(image.label_file)):
             raise DataError(
